@@ -1,0 +1,48 @@
+"""Settings: environment variables `ADAPTERLINE_*`, then `adapterline.toml` in the working folder, then the defaults.
+
+Credentials are none of ours: boto3 reads `AWS_*` and its profiles, huggingface_hub `HF_TOKEN` and `HF_ENDPOINT`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+def _home(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default) / "adapterline"
+
+
+class Settings(BaseSettings):
+    """Where adapterline keeps things, and how patient it is."""
+
+    model_config = SettingsConfigDict(env_prefix="ADAPTERLINE_", toml_file="adapterline.toml", extra="forbid", frozen=True)
+
+    records: str = Field(
+        default_factory=lambda: str(_home("XDG_DATA_HOME", ".local/share") / "records"),
+        description="the record store: a folder or s3://bucket/prefix",
+    )
+    scratch: Path = Field(
+        default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
+        description="exported files on their way, and what was fetched",
+    )
+    scratch_max_gb: float = Field(50, gt=0, description="the scratch folder is trimmed to this, in 1e9 bytes")
+    scratch_max_days: float = Field(14, gt=0, description="and of what was not used for so long")
+    retries: int = Field(3, ge=0, le=10, description="of loading and uploading, on transient faults")
+    retry_seconds: float = Field(10, ge=0, description="the first pause; each further one is twice as long")
+    hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The order of the module's docstring; no .env file is read."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
