@@ -139,6 +139,7 @@ class Source:
     """
 
     uri: str
+    path: Path  # where it lies on this machine
     root: Path
     files: tuple[tuple[str, str], ...]  # (path relative to root, sha256), sorted
     digest: str

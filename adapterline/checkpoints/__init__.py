@@ -1,0 +1,133 @@
+"""Reading checkpoints: a container gives tensors under keys, wrappers are peeled off, a dialect says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterline.checkpoints.containers import open_container
+from adapterline.checkpoints.containers.base import Contents, Wish
+from adapterline.checkpoints.containers.peft_folder import read_config
+from adapterline.checkpoints.dialects import identify
+from adapterline.checkpoints.wrappers import peel
+from adapterline.errors import CheckpointError, UsageError, from_os_error
+from adapterline.values import ExportOptions, Source, digest_of
+
+if TYPE_CHECKING:
+    import torch
+
+#: What a remote prefix is asked for: nothing else can be part of an adapter.
+_WANTED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", "README.md")
+
+
+def load_checkpoint(uri: str, options: ExportOptions, folder: Path) -> Source:
+    """Opens the checkpoint at `uri`: a path, `s3://bucket/key-or-prefix`, or `hf://org/name[@revision][/path]`.
+
+    What is remote is fetched into `folder`, which must outlive the source. Every file that is read is hashed.
+    CheckpointError (transient where another try may help) if it cannot be read or is of no known kind.
+    """
+    path = fetch(uri, folder)
+    contents = open_container(path, Wish(step=options.step))
+    return _source(uri, path, _with_config(contents, options))
+
+
+def reopen(source: Source, options: ExportOptions) -> Source:
+    """The same checkpoint, read anew from where it lies. CheckpointError if it is no longer what it was."""
+    contents = _with_config(open_container(source.path, Wish(step=options.step)), options)
+    again = _source(source.uri, source.path, contents)
+    if again.digest != source.digest:
+        raise CheckpointError(
+            f"{source.name} changed while it was exported: its digest was {source.digest[:12]}, now {again.digest[:12]}.",
+            expected="a checkpoint that nobody writes to",
+            remedy="Run the export again once the training run has ended.",
+            transient=True,
+        )
+    return again
+
+
+def fetch(uri: str, folder: Path) -> Path:
+    """The local path of what `uri` names, fetched into `folder` if it is remote."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        return Path(rest if separator else uri).expanduser()
+    if scheme == "s3":
+        from adapterline.checkpoints.fetch_s3 import fetch_s3
+
+        return fetch_s3(uri, folder, wanted=is_wanted)
+    if scheme == "hf":
+        from adapterline.checkpoints.fetch_hub import fetch_hub
+
+        return fetch_hub(uri, folder)
+    raise UsageError(
+        f"{uri!r} cannot be read: {scheme!r} is no known scheme.", expected="a path, s3://bucket/key or hf://org/name"
+    )
+
+
+def is_wanted(key: str) -> bool:
+    """Can a file of this name be part of an adapter? Optimizer and random states are not fetched."""
+    name = key.rpartition("/")[2]
+    return name.endswith(_WANTED) and not name.startswith(("optimizer", "scheduler", "random_states", "training_args"))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes. CheckpointError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+
+
+def _with_config(contents: Contents, options: ExportOptions) -> Contents:
+    """The contents with the PEFT configuration that the user names for a checkpoint that has none."""
+    if options.adapter_config is None:
+        return contents
+    if contents.configs:
+        raise UsageError("--adapter-config was given for a checkpoint that has its own configuration.")
+    path = Path(options.adapter_config)
+    return replace(contents, configs={"": read_config(path)}, files=(*contents.files, path))
+
+
+def _source(uri: str, path: Path, contents: Contents) -> Source:
+    files = _digests(contents)
+    peeled = peel(contents.tensors)
+    view = replace(contents, tensors={key: contents.tensors[written] for key, written in peeled.items()})
+    dialect, _ = identify(view)
+    return Source(
+        uri=uri,
+        path=path,
+        root=contents.root,
+        files=files,
+        digest=digest_of([list(row) for row in files]),
+        modified_at=datetime.fromtimestamp(max(file.stat().st_mtime for file in contents.files), UTC),
+        container=contents.container,
+        dialect=dialect.name,
+        tensors=view.tensors,
+        read=_reader(contents, peeled),
+        header=contents.header,
+        configs=contents.configs,
+        stated_base=contents.stated_base,
+        step=contents.step,
+    )
+
+
+def _reader(contents: Contents, peeled: dict[str, str]) -> Callable[[str], torch.Tensor]:
+    return lambda key: contents.read(peeled[key])
+
+
+def _digests(contents: Contents) -> tuple[tuple[str, str], ...]:
+    """(relative path, sha256) of every file, sorted. A file outside the root is known by its name alone."""
+
+    def relative(file: Path) -> str:
+        inside = file.is_relative_to(contents.root)
+        return file.relative_to(contents.root).as_posix() if inside else f"../{file.name}"
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        digests = pool.map(sha256_of, contents.files)
+    return tuple(sorted(zip(map(relative, contents.files), digests, strict=True)))

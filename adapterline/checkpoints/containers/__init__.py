@@ -1,0 +1,30 @@
+"""Readers of files and folders. They know nothing of keys: that is for `dialects/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapterline.checkpoints.containers.base import Container, Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.peft_folder import PeftFolder
+from adapterline.checkpoints.containers.safetensors import SafetensorsFile
+from adapterline.checkpoints.containers.torch_zip import TorchFile
+from adapterline.checkpoints.containers.training_folder import TrainingFolder
+from adapterline.errors import CheckpointError
+
+#: In the order in which they are asked; the first that does not say "not my kind" decides.
+CONTAINERS: tuple[Container, ...] = (PeftFolder(), TrainingFolder(), SafetensorsFile(), TorchFile())
+
+
+def open_container(path: Path, wish: Wish) -> Contents:
+    """The contents of a file or folder. CheckpointError, with what each reader said, if none reads it."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.", expected="a checkpoint file or folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise CheckpointError(f"{path.name} is empty.", expected="a checkpoint")
+    reasons = []
+    for container in CONTAINERS:
+        try:
+            return container.open(path, wish)
+        except NotMyKindError as reason:
+            reasons.append(f"{container.name}: {reason}")
+    raise CheckpointError(f"{path.name} is no checkpoint that can be read ({'; '.join(reasons)}).")

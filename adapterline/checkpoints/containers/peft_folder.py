@@ -1,0 +1,113 @@
+"""A folder that PEFT's `save_pretrained` wrote, or one such folder for each component.
+
+    adapter_config.json, adapter_model.safetensors            one component
+    unet/adapter_config.json, text_encoder/adapter_config.json, ...      as DreamBooth scripts leave them
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.safetensors import SafetensorsFile
+from adapterline.checkpoints.containers.torch_zip import TorchFile
+from adapterline.checkpoints.stated import hub_id
+from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
+from adapterline.families import COMPONENT_NAMES
+
+CONFIG_NAME = "adapter_config.json"
+#: In the order of preference; PEFT writes one of them (peft.utils.constants).
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+MAX_CONFIG = 10_000_000
+
+
+class PeftFolder:
+    """Reads PEFT adapter folders."""
+
+    name = "peft-folder"
+
+    def open(self, path: Path, wish: Wish) -> Contents:
+        """See `Container.open`. The keys of a component's own folder get the component's name in front."""
+        if path.is_file() and path.name in WEIGHT_NAMES and (path.parent / CONFIG_NAME).is_file():
+            return self._one(path.parent, path)
+        if not path.is_dir():
+            raise NotMyKindError(f"not a folder, and no {CONFIG_NAME} beside a file of that name")
+        if wish.step is not None:
+            raise NotMyKindError("a step was asked for, and a PEFT folder has none")
+        if (path / CONFIG_NAME).is_file():
+            return self._one(path)
+        folders = sorted(config.parent for config in path.glob(f"*/{CONFIG_NAME}"))
+        names = [folder.name for folder in folders]
+        if not folders:
+            raise NotMyKindError(f"no {CONFIG_NAME} in it, nor in a folder of it")
+        if all(name in COMPONENT_NAMES for name in names):
+            return self._several(path, folders)
+        if len(folders) == 1:
+            return self._one(folders[0])
+        raise CheckpointError(
+            f"{path.name} has several PEFT adapters: {', '.join(names)}.",
+            expected=f"one, or one for each component ({', '.join(COMPONENT_NAMES)})",
+            remedy="Name the folder of one of them.",
+        )
+
+    def _one(self, folder: Path, weights: Path | None = None) -> Contents:
+        weights = weights or _weights(folder)
+        container = SafetensorsFile() if weights.suffix == ".safetensors" else TorchFile()
+        contents = container.open(weights, Wish())
+        config = read_config(folder / CONFIG_NAME)
+        return Contents(
+            container=self.name,
+            root=folder,
+            files=(folder / CONFIG_NAME, weights),
+            tensors=contents.tensors,
+            read=contents.read,
+            header=contents.header,
+            configs={"": config},
+            stated_base=hub_id(config.get("base_model_name_or_path")),
+        )
+
+    def _several(self, path: Path, folders: list[Path]) -> Contents:
+        parts = {folder.name: self._one(folder) for folder in folders}
+        readers = {f"{name}.{key}": (part, key) for name, part in parts.items() for key in part.tensors}
+
+        def read(key: str) -> Any:
+            part, inner = readers[key]
+            return part.read(inner)
+
+        return Contents(
+            container=self.name,
+            root=path,
+            files=tuple(file for part in parts.values() for file in part.files),
+            tensors={key: part.tensors[inner] for key, (part, inner) in readers.items()},
+            read=read,
+            configs={name: part.configs[""] for name, part in parts.items()},
+            stated_base=next((part.stated_base for part in parts.values() if part.stated_base), None),
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A PEFT adapter_config.json. CheckpointError if it is not a JSON object with a peft_type."""
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise CheckpointError(f"{path.name} has over {MAX_CONFIG} bytes.", expected="a PEFT configuration")
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointIncompleteError(f"{path.name} is not whole JSON: {error}.", expected="what PEFT writes") from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise CheckpointError(f"{path.name} has no peft_type.", expected="an adapter_config.json as PEFT writes it")
+    return config
+
+
+def _weights(folder: Path) -> Path:
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointIncompleteError(
+        f"{folder.name} has {CONFIG_NAME} but no weights.",
+        expected=" or ".join(WEIGHT_NAMES),
+        remedy="If the run is still saving, wait; otherwise save the adapter again.",
+    )

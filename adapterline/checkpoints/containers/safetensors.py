@@ -1,0 +1,152 @@
+"""One `.safetensors` file: its header is checked here before anything is mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish, bad_key
+from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
+from adapterline.values import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+#: https://github.com/huggingface/safetensors: the library refuses larger headers too.
+MAX_HEADER = 100_000_000
+#: The largest adapters have some ten thousand; a million empty ones cost the library 18 s and 1.7 GB.
+MAX_TENSORS = 200_000
+#: What a size may be, in bits, by the format's dtype names.
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+class SafetensorsFile:
+    """Reads any safetensors file."""
+
+    name = "safetensors"
+
+    def open(self, path: Path, wish: Wish) -> Contents:
+        """See `Container.open`."""
+        if not path.is_file():
+            raise NotMyKindError("not a file")
+        if path.suffix != ".safetensors":
+            raise NotMyKindError(f"its name ends in {path.suffix!r}, not in '.safetensors'")
+        tensors, header = read_header(path)
+        return Contents(
+            container=self.name,
+            root=path.parent,
+            files=(path,),
+            tensors=tensors,
+            read=TensorReader(path),
+            header=header,
+        )
+
+
+class TensorReader:
+    """Gives memory-mapped tensors; opens the file when the first one is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+
+    def __call__(self, key: str) -> torch.Tensor:
+        """The tensor under the key that is written in the file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if self._file is None:
+                self._file = safe_open(self._path, framework="pt", device="cpu")
+            tensor: torch.Tensor = self._file.get_tensor(key)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self._path.name} cannot be read: {error}.") from error
+        except OSError as error:
+            raise from_os_error(error, f"Reading {self._path.name}", otherwise=CheckpointError) from error
+        return tensor
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """(tensors by name, texts) of a safetensors file, after checking every range against the file's size.
+
+    CheckpointIncompleteError if the file is shorter than it says; CheckpointError if it is not what the format allows.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or (length <= MAX_HEADER and size < 8 + length):
+                raise _truncated(path, size, 8 + length if size >= 8 else None)
+            if length > MAX_HEADER:
+                raise _malformed(path, f"its header claims {length} bytes")
+            text = file.read(length)
+    except OSError as error:
+        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+    try:
+        entries = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, f"its header is not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise _malformed(path, "its header is not a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _malformed(path, "its __metadata__ is not a map of texts")
+    if len(entries) > MAX_TENSORS:
+        raise _malformed(path, f"it has {len(entries)} tensors, more than {MAX_TENSORS}")
+    tensors, end = _check_entries(path, entries)
+    if size < 8 + length + end:
+        raise _truncated(path, size, 8 + length + end)
+    if size > 8 + length + end:
+        raise _malformed(path, f"{size - 8 - length - end} bytes follow after its last tensor")
+    return tensors, metadata
+
+
+def _check_entries(path: Path, entries: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
+    tensors: dict[str, TensorInfo] = {}
+    ranges = []
+    for key, entry in entries.items():
+        if refusal := bad_key(key):
+            raise refusal
+        try:
+            dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            numbers_ok = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+            bits = BITS[dtype] * math.prod(shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _malformed(path, f"the entry of {key!r} is not one of dtype, shape and data_offsets") from error
+        if not numbers_ok or bits % 8 or end - start != bits // 8:
+            raise _malformed(path, f"{key!r} has {end - start} bytes for {dtype} {list(shape)}")
+        tensors[key] = TensorInfo(dtype, shape)
+        ranges.append((start, end))
+    position = 0
+    for start, end in sorted(ranges):
+        if start != position:
+            raise _malformed(path, f"its data has a hole or an overlap at byte {min(start, position)}")
+        position = end
+    return tensors, position
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _truncated(path: Path, size: int, wanted: int | None) -> CheckpointIncompleteError:
+    return CheckpointIncompleteError(
+        f"{path.name} is truncated: it has {size} bytes.",
+        expected="a whole safetensors file" + (f" of {wanted} bytes" if wanted else ""),
+        remedy="If it is still being written, wait for its end; otherwise copy it again.",
+    )
+
+
+def _malformed(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} is not a valid safetensors file: {re.sub(r'[^ -~]', '?', what)}.",
+        remedy="Write it again with the safetensors library.",
+    )

@@ -1,0 +1,83 @@
+"""diffusers' own keys: the component in front, as `save_lora_weights` writes them.
+
+    unet.down_blocks.0. ... .to_q.lora_A.weight                         since 0.27, for every family
+    unet.down_blocks.0. ... .to_q.lora.down.weight                      convert_state_dict_to_diffusers, SD and SDXL
+    text_encoder. ... .q_proj.lora_linear_layer.down.weight             the same, text encoders
+
+The scale is in the header's `lora_adapter_metadata` (diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY): a LoraConfig
+for each component, its keys prefixed by the component's name. Without it the scale is 1: that is what the format means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from adapterline.checkpoints.containers.base import NotMyKindError
+from adapterline.checkpoints.dialects.base import Entry, Part, Readable, ScaleRule, collect
+from adapterline.checkpoints.scales import from_peft_config, unit
+from adapterline.errors import CheckpointError
+from adapterline.families import COMPONENT_NAMES
+
+METADATA_KEY = "lora_adapter_metadata"
+SUFFIXES: dict[str, Part] = {
+    "lora_A.weight": "a",
+    "lora_B.weight": "b",
+    "lora_B.bias": "bias",
+    "lora.down.weight": "a",
+    "lora.up.weight": "b",
+    "lora_linear_layer.down.weight": "a",
+    "lora_linear_layer.up.weight": "b",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+}
+_KEY = re.compile(rf"({'|'.join(COMPONENT_NAMES)})\.(.+?)\.({'|'.join(map(re.escape, SUFFIXES))})")
+
+
+class Diffusers:
+    """Reads files of `save_lora_weights`."""
+
+    name = "diffusers"
+
+    def entries(self, readable: Readable) -> dict[str, Entry]:
+        """See `Dialect.entries`."""
+        if any("base_model.model." in key for key in readable.tensors):
+            raise NotMyKindError("keys with 'base_model.model.' are PEFT's")
+        if not any(_KEY.fullmatch(key) for key in readable.tensors):
+            raise NotMyKindError(f"no key is {{{' | '.join(COMPONENT_NAMES)}}}.{{module}}.lora_A.weight or the like")
+        return collect(readable, _entry)
+
+    def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
+        """See `Dialect.scale_rule`."""
+        metadata = adapter_metadata(readable)
+        if not metadata:
+            return unit
+        prefix = f"{component}."
+        config = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+        if not config:
+            raise CheckpointError(
+                f"The header's {METADATA_KEY} says nothing of {component}, which is in the file.",
+                expected="a configuration of every component",
+                remedy="diffusers refuses such a file too; save it with the metadata of all components.",
+            )
+        return from_peft_config(config, f"the header's {METADATA_KEY} of {component}")
+
+
+def adapter_metadata(readable: Readable) -> dict[str, Any]:
+    """The header's LoraConfigs, flat; empty without any. CheckpointError if it is not JSON."""
+    text = readable.header.get(METADATA_KEY)
+    if not text:
+        return {}
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"The header's {METADATA_KEY} is not JSON: {error}.") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"The header's {METADATA_KEY} is not a JSON object.")
+    return metadata
+
+
+def _entry(key: str) -> Entry | None:
+    match = _KEY.fullmatch(key)
+    return Entry(match[1], match[2], SUFFIXES[match[3]]) if match else None

@@ -1,0 +1,116 @@
+"""How PEFT states the scale of a LoRA layer: `lora_alpha`, `r`, their patterns, rsLoRA.
+
+Source: peft.tuners.lora.layer.LoraLayer.update_layer and peft.utils.other.get_pattern_key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adapterline.checkpoints.dialects.base import ScaleRule
+from adapterline.errors import CheckpointError
+
+#: Settings that change no effect, or whose effect is read here. Any other one that is set is refused: a newer PEFT may
+#: compute something else with it.
+_HARMLESS = frozenset(
+    "alpha_pattern auto_mapping base_model_name_or_path exclude_modules inference_mode init_lora_weights layers_pattern "
+    "layers_to_transform lora_alpha lora_bias lora_dropout megatron_core peft_type peft_version qalora_group_size r "
+    "rank_pattern revision target_modules task_type use_dora use_rslora bias eva_config runtime_config".split()
+)
+#: Initialisations that leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from them, so
+#: A and B hold only on what is left (https://huggingface.co/docs/peft/developer_guides/lora#initialization).
+_HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def from_alpha(alpha: float) -> ScaleRule:
+    """alpha / rank for every layer."""
+    return lambda module, rank: alpha / rank
+
+
+def unit(module: str, rank: int) -> float:
+    """1 for every layer: what diffusers' format means without alpha and metadata."""
+    return 1.0
+
+
+def from_peft_config(config: Mapping[str, Any], where: str) -> ScaleRule:
+    """The rule of a LoraConfig. CheckpointError for a setting that changes the effect in another way."""
+    _check(config, where)
+    ranks, alphas = _patterns(config, "rank_pattern", where), _patterns(config, "alpha_pattern", where)
+    rank_of, alpha_of = _number(config, "r", where), _number(config, "lora_alpha", where)
+    power = 0.5 if config.get("use_rslora") else 1.0
+
+    def rule(module: str, rank: int) -> float:
+        stated = _matching(ranks, module, rank_of)
+        if stated != rank:
+            raise CheckpointError(
+                f"{module} has rank {rank} in the file, and {where} says {stated:g}.",
+                expected="the same",
+                remedy="The configuration is not this adapter's; find the one that was saved with it.",
+            )
+        return _matching(alphas, module, alpha_of) / math.pow(rank, power)
+
+    return rule
+
+
+def _matching(patterns: Mapping[str, float], module: str, otherwise: float) -> float:
+    """The value of the first pattern that is a suffix of the module's name at a dot, or the whole of it."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def _check(config: Mapping[str, Any], where: str) -> None:
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{where} says that this is a {kind} adapter.",
+            expected="LORA",
+            remedy="This version exports LoRA, rsLoRA and DoRA.",
+        )
+    if config.get("init_lora_weights", True) not in _HARMLESS_INIT:
+        raise CheckpointError(
+            f"{where} says init_lora_weights={config['init_lora_weights']!r}, which changes the base weights: "
+            "A and B hold only on what is left of them.",
+            expected="an adapter for the base as it is",
+            remedy="Save it with path_initial_model_for_weight_conversion (PEFT's save_pretrained).",
+        )
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(
+            f"{where} says bias={config['bias']!r}: biases of the base were trained, and the file has them whole.",
+            expected="bias='none'",
+            remedy="A LoRA file cannot carry them. Train with bias='none', or with lora_bias=True.",
+        )
+    strange = sorted(key for key, value in config.items() if key not in _HARMLESS and value)
+    if strange:
+        raise CheckpointError(
+            f"{where} sets {', '.join(f'{key}={str(config[key])[:60]!r}' for key in strange)}.",
+            expected="a plain LoRA, rsLoRA or DoRA",
+            remedy="What this changes is not known to be carried by a LoRA file.",
+        )
+
+
+def _patterns(config: Mapping[str, Any], name: str, where: str) -> dict[str, float]:
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict) or not all(_is_number(value) for value in patterns.values()):
+        raise CheckpointError(f"{where} has a {name} that is not a map of numbers: {str(patterns)[:100]}.")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CheckpointError(f"{where} has a {name} with {pattern!r}, not a regular expression: {error}.") from error
+    return patterns
+
+
+def _number(config: Mapping[str, Any], name: str, where: str) -> float:
+    value = config.get(name)
+    if not _is_number(value):
+        raise CheckpointError(f"{where} has no number {name}, but {value!r}.", expected="what PEFT writes")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0

@@ -1,0 +1,136 @@
+"""The change of one module's weight, as an adapter states it, and its exact algebra.
+
+Weights are matrices here: a convolution's kernel [out, in, *k] counts as [out, in * prod(k)], as `torch.nn.Unfold` sees
+it. So A is [rank, in * prod(k)] and B is [out, rank] whatever the layer, and the change is `scale * B @ A`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adapterline.errors import ConversionError
+
+if TYPE_CHECKING:
+    import torch
+
+#: safetensors' names of the floating point dtypes in which factors are stored, and torch's.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """`scale * B @ A`, with what DoRA and lora_bias add.
+
+    `a` is [rank, in, *kernel] and `b` is [out, rank] or, for a convolution, [out, rank, 1, ...], as PEFT stores them.
+    `magnitude` (DoRA) has one value for each output, in any shape. `bias` is lora_B's, [out]; PEFT scales it too.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    magnitude: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """The inner size of B @ A."""
+        return int(self.a.shape[0])
+
+    needed_rank = rank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it changes: [out, in, *kernel]."""
+        return (int(self.b.shape[0]), *map(int, self.a.shape[1:]))
+
+    def low_rank(self, max_rank: int | None = None) -> LowRank:
+        """Itself. ConversionError if that needs more than `max_rank`."""
+        if max_rank is not None and self.rank > max_rank:
+            raise ConversionError(f"A rank of {self.rank} is needed.", expected=f"at most {max_rank}")
+        return self
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """The additive part on inputs [in * prod(kernel), n], in float64: gives [out, n]."""
+        return (self.b.double().flatten(1) @ (self.a.double().flatten(1) @ x.double())) * self.scale
+
+    def shifted(self, shift: int, scale: float) -> LowRank:
+        """The same change with A times 2**shift and B rounded once, so that `scale` is what remains to be applied.
+
+        Exact where no element of A leaves the dtype's range and `self.scale / scale` is a power of two.
+        """
+        factor = self.scale / scale
+        return replace(
+            self,
+            a=times_power(self.a, shift),
+            b=times(self.b, math.ldexp(factor, -shift)),
+            bias=None if self.bias is None else times(self.bias, factor),
+            scale=scale,
+        )
+
+    def cast(self, dtype: torch.dtype) -> LowRank:
+        """Every tensor rounded to `dtype`."""
+        return replace(
+            self,
+            a=self.a.to(dtype),
+            b=self.b.to(dtype),
+            magnitude=None if self.magnitude is None else self.magnitude.to(dtype),
+            bias=None if self.bias is None else self.bias.to(dtype),
+        )
+
+
+Delta = LowRank
+
+
+def times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """`tensor * factor`, computed in float64 and rounded once to the tensor's dtype."""
+    if factor == 1.0:
+        return tensor
+    return (tensor.double() * factor).to(tensor.dtype)
+
+
+def times_power(tensor: torch.Tensor, shift: int) -> torch.Tensor:
+    """`tensor * 2**shift`, exact except where an element leaves the normal range of the dtype."""
+    return times(tensor, math.ldexp(1.0, shift))
+
+
+def relative_error(carried: LowRank, wanted: LowRank) -> float:
+    """|carried - wanted| / |wanted| of the two changes of a weight, by Frobenius norm, without forming them.
+
+    Both have the same rank, and their factors correspond up to a power of two that may have moved from B to A. Then
+
+        B'A' - BA = (B' - B 2^-k) A' + B 2^-k (A' - A 2^k)
+
+    is a product of rank 2r whose terms are small where the two agree, so that its norm, taken from r x r Gram matrices
+    in float64, loses nothing to cancellation. Infinite if `wanted` is zero and `carried` is not, or if not finite.
+    """
+    import torch
+
+    a, b = wanted.a.double().flatten(1), wanted.b.double().flatten(1) * wanted.scale
+    a2, b2 = carried.a.double().flatten(1), carried.b.double().flatten(1) * carried.scale
+    if a.shape != a2.shape or b.shape != b2.shape:
+        return math.inf
+    shift = power_between(wanted.a, carried.a)
+    a, b = a * 2.0**shift, b * 2.0**-shift
+    difference = _norm(torch.cat([b2 - b, b], dim=1), torch.cat([a2, a2 - a], dim=0))
+    size = _norm(b, a)
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / size if size else (math.inf if difference else 0.0)
+
+
+def power_between(before: torch.Tensor, after: torch.Tensor) -> int:
+    """The k for which `after` is `before * 2**k`, if there is one: read off the largest element. 0 for zero tensors."""
+    if before.numel() == 0 or before.shape != after.shape:
+        return 0
+    index = before.abs().argmax()
+    old, new = float(before.flatten()[index]), float(after.flatten()[index])
+    if not (old and new and math.isfinite(old) and math.isfinite(new)):
+        return 0
+    return round(math.log2(abs(new / old)))
+
+
+def _norm(b: torch.Tensor, a: torch.Tensor) -> float:
+    """The Frobenius norm of B @ A, as sqrt(trace((B^T B)(A A^T)))."""
+    return math.sqrt(max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0))

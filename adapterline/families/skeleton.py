@@ -1,0 +1,115 @@
+"""Skeletons: the real model classes, built from their configurations, with weights that take no memory.
+
+Every parameter is a zero expanded to its shape. It is a real tensor, so adapters that are loaded on top of it are real
+too; on the meta device, peft would create them on meta and there would be nothing to compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterline.errors import FamilyError
+from adapterline.families.base import Base, ModelConfig
+
+#: `torch.device` as a context and the libraries' verbosity are process-wide or thread-wide state.
+_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that an adapter can change: its kind, and the shape of its weight, [out, in, *kernel]."""
+
+    kind: str  # Linear, Conv1d, Conv2d or Conv3d
+    shape: tuple[int, ...]
+
+
+def build_model(config: ModelConfig) -> Any:
+    """One model as a skeleton, in fp32 and eval mode. FamilyError if the installed libraries cannot build it."""
+    import importlib
+
+    import torch
+
+    library = importlib.import_module(config.library)
+    cls = getattr(library, config.model_class, None)
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        raise FamilyError(f"The installed {config.library} has no model class {config.model_class}.")
+    try:
+        with _LOCK, quiet_libraries(), torch.device("meta"):
+            if config.library == "diffusers":
+                model = cls.from_config(dict(config.config))  # type: ignore[attr-defined]
+            else:
+                model = cls(cls.config_class.from_dict(dict(config.config)))  # type: ignore[attr-defined]
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise FamilyError(f"{config.model_class} cannot be built from its configuration: {error}.") from error
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                zeros = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
+                module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros((), dtype=buffer.dtype).expand(buffer.shape)
+    return model.eval()
+
+
+def build_pipeline(base: Base, components: Mapping[str, Any], pipeline: str | None = None) -> Any:
+    """The base's pipeline class (or the one named) around these models, and None for everything else."""
+    import diffusers
+
+    cls = getattr(diffusers, pipeline or base.pipeline)
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name in components:
+            arguments[name] = components[name]
+        elif name != "self" and parameter.default is inspect.Parameter.empty:
+            arguments[name] = None
+        elif name == "requires_safety_checker":
+            arguments[name] = False
+    with quiet_libraries():
+        return cls(**arguments)
+
+
+def targets_of(model: Any) -> dict[str, Target]:
+    """The layers of a model that LoRA adapts, by module name without `text_model.`."""
+    import torch
+
+    kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    targets = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            shape = tuple(map(int, module.weight.shape))
+            if not isinstance(module, torch.nn.Linear):
+                shape = (shape[0], shape[1], *shape[2:])
+            targets[plain_name(name)] = Target(type(module).__name__, shape)
+    return targets
+
+
+def plain_name(module: str) -> str:
+    """A module's name without `text_model.`, which transformers 5 has in some CLIP classes and not in others."""
+    return module.removeprefix("text_model.")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """diffusers and transformers report on loading LoRA as if it were a mistake; what counts is compared, not read."""
+    import diffusers
+    import transformers
+
+    with _LOCK:
+        levels = [(lib.utils.logging, lib.utils.logging.get_verbosity()) for lib in (diffusers, transformers)]
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        try:
+            for logging, _ in levels:
+                logging.set_verbosity(60)
+            transformers.utils.logging.disable_progress_bar()
+            yield
+        finally:
+            for logging, level in levels:
+                logging.set_verbosity(level)
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
