@@ -7,7 +7,7 @@ it. So A is [rank, in * prod(k)] and B is [out, rank] whatever the layer, and th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterline.errors import ConversionError
@@ -55,44 +55,29 @@ class LowRank:
         """The additive part on inputs [in * prod(kernel), n], in float64: gives [out, n]."""
         return (self.b.double().flatten(1) @ (self.a.double().flatten(1) @ x.double())) * self.scale
 
-    def shifted(self, shift: int, scale: float) -> LowRank:
-        """The same change with A times 2**shift and B rounded once, so that `scale` is what remains to be applied.
+    def stored(self, shift: int, scale: float, dtype: torch.dtype | None = None) -> LowRank:
+        """The same change with A times 2**shift and B times what is then left to `scale`, each rounded once.
 
-        Exact where no element of A leaves the dtype's range and `self.scale / scale` is a power of two.
+        The dtype is each tensor's own unless one is given. The magnitude is kept, and rounded to `dtype`.
         """
         factor = self.scale / scale
-        return replace(
-            self,
-            a=times_power(self.a, shift),
-            b=times(self.b, math.ldexp(factor, -shift)),
-            bias=None if self.bias is None else times(self.bias, factor),
+        return LowRank(
+            a=times(self.a, math.ldexp(1.0, shift), dtype),
+            b=times(self.b, math.ldexp(factor, -shift), dtype),
             scale=scale,
-        )
-
-    def cast(self, dtype: torch.dtype) -> LowRank:
-        """Every tensor rounded to `dtype`."""
-        return replace(
-            self,
-            a=self.a.to(dtype),
-            b=self.b.to(dtype),
-            magnitude=None if self.magnitude is None else self.magnitude.to(dtype),
-            bias=None if self.bias is None else self.bias.to(dtype),
+            magnitude=None if self.magnitude is None else times(self.magnitude, 1.0, dtype),
+            bias=None if self.bias is None else times(self.bias, factor, dtype),
         )
 
 
 Delta = LowRank
 
 
-def times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """`tensor * factor`, computed in float64 and rounded once to the tensor's dtype."""
+def times(tensor: torch.Tensor, factor: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`tensor * factor`, computed in float64 and rounded once to `dtype` (None: the tensor's own)."""
     if factor == 1.0:
-        return tensor
-    return (tensor.double() * factor).to(tensor.dtype)
-
-
-def times_power(tensor: torch.Tensor, shift: int) -> torch.Tensor:
-    """`tensor * 2**shift`, exact except where an element leaves the normal range of the dtype."""
-    return times(tensor, math.ldexp(1.0, shift))
+        return tensor if dtype is None else tensor.to(dtype)
+    return (tensor.double() * factor).to(dtype or tensor.dtype)
 
 
 def relative_error(carried: LowRank, wanted: LowRank) -> float:

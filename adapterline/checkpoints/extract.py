@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from adapterline.checkpoints.dialects import dialect_named
@@ -12,7 +12,7 @@ from adapterline.checkpoints.scales import from_alpha
 from adapterline.deltas import DTYPES, LowRank
 from adapterline.errors import CheckpointError, ConversionError, FamilyError, UsageError
 from adapterline.families.base import Base
-from adapterline.families.skeleton import Target, build_model, plain_name, targets_of
+from adapterline.families.skeleton import Target, plain_name, targets
 from adapterline.values import Adapter, ExportOptions, Source
 
 #: Keys of the parts of the layers of a component, by module as the checkpoint spells it.
@@ -27,16 +27,15 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
     """
     dialect = dialect_named(source.dialect)
     layers = _layers(source, dialect)
-    targets = _Targets(base)
     named = {component: part for component, part in layers.items() if component is not None}
     if None in layers:
-        named[_component_of(layers[None], source, base, targets)] = layers[None]
+        named[_component_of(layers[None], source, base)] = layers[None]
     chosen, left_out = _choose(named, base, options)
     components = {}
     for component in sorted(chosen):
         rule = _scale_rule(dialect, source, None if None in layers else component, options)
         deltas = {module: _delta(source, module, parts, rule) for module, parts in sorted(chosen[component].items())}
-        components[component] = _on_base(deltas, base, component, targets(component))
+        components[component] = _on_base(deltas, base, component)
     return Adapter(
         family=base.family.name,
         components=components,
@@ -145,20 +144,7 @@ def _choose(named: Mapping[str, Layers], base: Base, options: ExportOptions) -> 
     return {name: named[name] for name in wanted}, tuple(sorted(set(named) - wanted))
 
 
-class _Targets:
-    """The layers of the base's models, each built once."""
-
-    def __init__(self, base: Base) -> None:
-        self._base = base
-        self._known: dict[str, dict[str, Target]] = {}
-
-    def __call__(self, component: str) -> dict[str, Target]:
-        if component not in self._known:
-            self._known[component] = targets_of(build_model(self._base.models[component]))
-        return self._known[component]
-
-
-def _component_of(layers: Layers, source: Source, base: Base, targets: Callable[[str], dict[str, Target]]) -> str:
+def _component_of(layers: Layers, source: Source, base: Base) -> str:
     """The one component of the base that has all these modules, with their shapes."""
     shapes = {
         module: (source.tensors[parts["b"]].shape[0], *source.tensors[parts["a"]].shape[1:])
@@ -169,7 +155,7 @@ def _component_of(layers: Layers, source: Source, base: Base, targets: Callable[
     for name, config in base.models.items():
         if model_class and model_class != config.model_class:
             reasons.append(f"{name} is a {config.model_class}, and the adapter's configuration says {model_class}")
-        elif misfit := _misfit(shapes, targets(name)):
+        elif misfit := _misfit(shapes, targets(base, name)):
             reasons.append(f"{name}: {misfit}")
         else:
             fitting.append(name)
@@ -193,22 +179,20 @@ def _stated_class(source: Source) -> str | None:
     return mapping.get("base_model_class") if isinstance(mapping, dict) else None
 
 
-def _misfit(shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, Target]) -> str:
+def _misfit(shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, Target]) -> str:
     """Why adapters of these shapes do not fit these layers; empty if they do."""
-    missing = sorted(module for module in shapes if plain_name(module) not in targets)
+    missing = sorted(module for module in shapes if plain_name(module) not in layers)
     if missing:
         return f"{len(missing)} of {len(shapes)} adapted modules are not in it ({missing[0]})"
     for module, shape in sorted(shapes.items()):
-        if shape != targets[plain_name(module)].shape:
-            return f"{module} is {list(targets[plain_name(module)].shape)}, and the adapter is for {list(shape)}"
+        if shape != layers[plain_name(module)].shape:
+            return f"{module} is {list(layers[plain_name(module)].shape)}, and the adapter is for {list(shape)}"
     return ""
 
 
-def _on_base(
-    deltas: Mapping[str, LowRank], base: Base, component: str, targets: Mapping[str, Target]
-) -> dict[str, LowRank]:
+def _on_base(deltas: Mapping[str, LowRank], base: Base, component: str) -> dict[str, LowRank]:
     """The deltas under plain module names. FamilyError if the base has no such module, or of another shape."""
-    if misfit := _misfit({module: delta.shape for module, delta in deltas.items()}, targets):
+    if misfit := _misfit({module: delta.shape for module, delta in deltas.items()}, targets(base, component)):
         raise FamilyError(
             f"The adapter does not fit {component} of this base, a {base.models[component].model_class}: {misfit}.",
             expected=f"an adapter that was trained on this base ({base.family.title})",

@@ -84,6 +84,12 @@ def _check(config: Mapping[str, Any], where: str) -> None:
             expected="bias='none'",
             remedy="A LoRA file cannot carry them. Train with bias='none', or with lora_bias=True.",
         )
+    if config.get("modules_to_save"):
+        raise CheckpointError(
+            f"{where} says modules_to_save={config['modules_to_save']!r}: they were trained whole.",
+            expected="an adapter of LoRA layers alone",
+            remedy="A LoRA file cannot carry them: what changed is only known against the base weights.",
+        )
     strange = sorted(key for key, value in config.items() if key not in _HARMLESS and value)
     if strange:
         raise CheckpointError(

@@ -74,19 +74,29 @@ def build_pipeline(base: Base, components: Mapping[str, Any], pipeline: str | No
         return cls(**arguments)
 
 
-def targets_of(model: Any) -> dict[str, Target]:
-    """The layers of a model that LoRA adapts, by module name without `text_model.`."""
+def targets(base: Base, component: str) -> dict[str, Target]:
+    """The layers of a base's model that LoRA adapts, by module name without `text_model.`."""
+    key = (base.architecture, component)
+    if key not in _TARGETS:
+        if len(_TARGETS) >= 64:
+            _TARGETS.clear()
+        _TARGETS[key] = _targets_of(build_model(base.models[component]))
+    return _TARGETS[key]
+
+
+#: Names and shapes only; building FLUX takes a quarter of a second.
+_TARGETS: dict[tuple[str, str], dict[str, Target]] = {}
+
+
+def _targets_of(model: Any) -> dict[str, Target]:
     import torch
 
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    targets = {}
-    for name, module in model.named_modules():
-        if isinstance(module, kinds):
-            shape = tuple(map(int, module.weight.shape))
-            if not isinstance(module, torch.nn.Linear):
-                shape = (shape[0], shape[1], *shape[2:])
-            targets[plain_name(name)] = Target(type(module).__name__, shape)
-    return targets
+    return {
+        plain_name(name): Target(type(module).__name__, tuple(map(int, module.weight.shape)))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
 
 
 def plain_name(module: str) -> str:

@@ -1,0 +1,144 @@
+"""The proof: an exported file is loaded by its consumer's own code, and its effect is compared with the source's.
+
+Nothing here knows how a file was made. The source is read through the dialects, the file through diffusers and the
+safetensors library.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from adapterline.checkpoints import sha256_of
+from adapterline.checkpoints.extract import extract
+from adapterline.errors import CheckpointError, ValidationFailedError
+from adapterline.families.base import Base
+from adapterline.families.skeleton import plain_name
+from adapterline.validation.consumer import load_into_skeleton
+from adapterline.validation.effect import check_effect
+from adapterline.validation.findings import Findings
+from adapterline.validation.structure import check_loaded
+from adapterline.values import (
+    Adapter,
+    Bundle,
+    Check,
+    ExportOptions,
+    LoadCall,
+    Source,
+    TensorInfo,
+    ValidationReport,
+)
+
+#: Libraries whose version decides what a file does; with the digests they are the key of a cached report.
+_DECISIVE = ("adapterline", "torch", "diffusers", "transformers", "peft", "safetensors")
+_REQUESTED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of this tool and of the libraries that a proof depends on, without local build tags."""
+    versions = {}
+    for name in _DECISIVE:
+        try:
+            versions[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:  # not installed, but imported from a checkout
+            versions[name] = "unknown"
+    return versions
+
+
+def validate_bundle(
+    bundle: Bundle, folder: Path, source: Source, base: Base, options: ExportOptions
+) -> ValidationReport:
+    """The whole proof of an export. Never raises for a finding: the report has every check."""
+    findings = Findings()
+    for file in bundle.files:
+        digest = sha256_of(folder / file.path)
+        findings.that(f"{file.path} has its digest", digest == file.sha256, observed=digest, limit=file.sha256)
+    _prove(findings, folder, bundle.loads, base, extract(source, base, options), options)
+    return ValidationReport(
+        bundle_digest=bundle.digest,
+        source_digest=source.digest,
+        checks=tuple(findings.checks),
+        versions=tool_versions(),
+    )
+
+
+def validate_file(
+    file: Path, base: Base, against: Source | None = None, options: ExportOptions | None = None
+) -> ValidationReport:
+    """The proof of one file, whoever wrote it. Without `against` it proves that it loads whole, finite and alive alone.
+
+    CheckpointError if the file is no safetensors file.
+    """
+    options = options or ExportOptions()
+    findings = Findings()
+    load = LoadCall(pipeline=base.pipeline, method="load_lora_weights", weight_name=file.name)
+    adapter = extract(against, base, options) if against else None
+    _prove(findings, file.parent, (load,), base, adapter, options)
+    return ValidationReport(
+        bundle_digest=sha256_of(file),
+        source_digest=against.digest if against else None,
+        checks=tuple(findings.checks),
+        versions=tool_versions(),
+    )
+
+
+def require(report: ValidationReport, name: str) -> None:
+    """ValidationFailedError, naming every failed check, unless the report passed."""
+    if report.passed:
+        return
+    raise ValidationFailedError(
+        f"{name} does not do what was trained. {len(report.failures)} of {len(report.checks)} checks failed: "
+        + "; ".join(map(describe, report.failures))
+        + ".",
+        report=report,
+        remedy="Nothing was published.",
+    )
+
+
+def describe(check: Check) -> str:
+    """One failed check in words."""
+    where = f" in {check.component}" if check.component else ""
+    which = f" ({', '.join(check.modules[:3])}{', ...' if len(check.modules) > 3 else ''})" if check.modules else ""
+    why = f": {check.detail}" if check.detail and check.detail not in check.modules else ""
+    return f"{check.name}{where}: {check.observed}, limit {check.limit}{which}{why}"
+
+
+def _prove(
+    findings: Findings,
+    folder: Path,
+    loads: tuple[LoadCall, ...],
+    base: Base,
+    adapter: Adapter | None,
+    options: ExportOptions,
+) -> None:
+    tensors = {key: info for load in loads for key, info in _tensors_of(folder / load.weight_name).items()}
+    in_file = {key.split(".")[0] for key in tensors}
+    # The loaders call the denoiser, whether or not the file has anything for it.
+    needed = {base.family.components[0].name, *in_file, *(adapter.components if adapter else ())}
+    loaded = load_into_skeleton(folder, loads, base, tuple(name for name in base.models if name in needed))
+    check_loaded(findings, loaded, len(tensors), base)
+    if adapter is not None and not loaded.error:
+        requested = _REQUESTED[options.dtype] if options.dtype else None
+        check_effect(findings, adapter, loaded, _stored(tensors), requested)
+
+
+def _tensors_of(file: Path) -> dict[str, TensorInfo]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
+            return {key: TensorInfo(str(part.get_dtype()), tuple(part.get_shape())) for key, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file.name} is not a valid safetensors file: {error}.") from error
+
+
+def _stored(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """How A of each module is stored, by component and plain module name."""
+    stored: dict[str, dict[str, TensorInfo]] = {}
+    for key, info in tensors.items():
+        component, _, rest = key.partition(".")
+        module, mark, _ = rest.rpartition(".lora_A.weight")
+        if mark:
+            stored.setdefault(component, {})[plain_name(module)] = info
+    return stored

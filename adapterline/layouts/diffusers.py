@@ -1,0 +1,188 @@
+"""The file that `load_lora_weights` of a diffusers pipeline loads.
+
+Keys are `{component}.{module}.lora_A.weight` and `lora_B.weight`. CLIP text encoders keep `text_model.` in their keys:
+diffusers 0.42 takes both forms, ComfyUI only this one. With the scale folded, the header says nothing that a consumer
+needs, except where ranks are mixed, lora_B has biases, or a module's name is the end of another's: peft finds the
+modules by suffix, so they are then listed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from adapterline.deltas import LowRank
+from adapterline.errors import ConversionError
+from adapterline.families import Family
+from adapterline.families.base import Base
+from adapterline.families.skeleton import targets
+from adapterline.layouts.base import LayoutPlan
+from adapterline.layouts.scale import Fold, fold, keep, torch_dtype
+from adapterline.values import WEIGHT_NAME, Adapter, ExportOptions, FilePlan, LoadCall, TensorPlan, Transform
+
+#: safetensors' names of what a user may ask for.
+REQUESTED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class Diffusers:
+    """Plans `pytorch_lora_weights.safetensors`."""
+
+    name = "diffusers"
+
+    def plan(self, adapter: Adapter, base: Base, options: ExportOptions) -> LayoutPlan:
+        """See `LayoutWriter.plan`."""
+        requested = REQUESTED[options.dtype] if options.dtype else None
+        tensors: dict[str, TensorPlan] = {}
+        transforms: list[Transform] = []
+        metadata: dict[str, Any] = {}
+        needs_metadata = options.scale == "header"
+        for component, deltas in adapter.components.items():
+            _check_uniform(component, deltas)
+            folds = {
+                module: keep(requested, delta) if options.scale == "header" else fold(delta, requested)
+                for module, delta in deltas.items()
+            }
+            for module, delta in deltas.items():
+                tensors |= _tensors(base.family, component, module, delta, folds[module])
+            transforms += _transforms(component, deltas, folds, requested)
+            alike = _look_alikes(base, component, deltas)
+            needs_metadata |= bool(alike) or len({delta.rank for delta in deltas.values()}) > 1
+            needs_metadata |= any(delta.bias is not None for delta in deltas.values())
+            metadata |= {f"{component}.{key}": value for key, value in _config(deltas, folds, base, component, alike).items()}
+        header = {"format": "pt"}
+        if needs_metadata:
+            header["lora_adapter_metadata"] = json.dumps(metadata, sort_keys=True)
+        file = FilePlan(role="weights", layout=self.name, path=WEIGHT_NAME, tensors=tensors, header=header)
+        load = LoadCall(pipeline=base.pipeline, method="load_lora_weights", weight_name=WEIGHT_NAME)
+        return LayoutPlan((file,), (load,), tuple(transforms))
+
+
+def _check_uniform(component: str, deltas: Mapping[str, LowRank]) -> None:
+    """DoRA and lora_bias are settings of a whole LoraConfig: peft would invent what a layer lacks."""
+    for what, having in (
+        ("a DoRA magnitude", [module for module, delta in deltas.items() if delta.magnitude is not None]),
+        ("a lora_B bias", [module for module, delta in deltas.items() if delta.bias is not None]),
+    ):
+        if having and len(having) != len(deltas):
+            lacking = sorted(set(deltas) - set(having))
+            raise ConversionError(
+                f"{len(having)} of {len(deltas)} layers of {component} have {what}, and {lacking[0]} has none.",
+                expected="all or none: diffusers loads one configuration for the whole component",
+            )
+
+
+def _tensors(family: Family, component: str, module: str, delta: LowRank, done: Fold) -> dict[str, TensorPlan]:
+    described = family.component(component)
+    in_text_model = described is not None and described.text_model
+    stem = f"{component}.{'text_model.' if in_text_model else ''}{module}"
+    # transformers loads a magnitude only under `.weight`; diffusers' models take it without.
+    magnitude = "lora_magnitude_vector.weight" if component.startswith("text_encoder") else "lora_magnitude_vector"
+    plans = {}
+    for part, suffix in (("a", "lora_A.weight"), ("b", "lora_B.weight"), ("bias", "lora_B.bias"), ("magnitude", magnitude)):
+        tensor = getattr(delta, part)
+        if tensor is not None:
+            plans[f"{stem}.{suffix}"] = _planned(delta, done, part)
+    return plans
+
+
+def _planned(delta: LowRank, done: Fold, part: str) -> TensorPlan:
+    tensor = getattr(delta, part)
+    return TensorPlan(done.dtype or _dtype_name(tensor), tuple(tensor.shape), partial(_stored, delta, done, part))
+
+
+def _stored(delta: LowRank, done: Fold, part: str) -> Any:
+    """One part alone, so that one tensor lies in memory."""
+    alone = LowRank(
+        a=delta.a if part == "a" else delta.a[:0],
+        b=delta.b if part == "b" else delta.b[:0],
+        scale=delta.scale,
+        magnitude=delta.magnitude if part == "magnitude" else None,
+        bias=delta.bias if part == "bias" else None,
+    )
+    return getattr(alone.stored(done.shift, done.scale, torch_dtype(done.dtype)), part)
+
+
+def _dtype_name(tensor: Any) -> str:
+    from adapterline.checkpoints.containers.torch_zip import safetensors_dtype
+
+    return safetensors_dtype(tensor.dtype)
+
+
+def _transforms(
+    component: str, deltas: Mapping[str, LowRank], folds: Mapping[str, Fold], requested: str | None
+) -> list[Transform]:
+    transforms = []
+    by_scale = defaultdict(list)
+    for module, delta in deltas.items():
+        if delta.scale != folds[module].scale:
+            by_scale[delta.scale].append(module)
+    for scale, modules in sorted(by_scale.items()):
+        everywhere = len(modules) == len(deltas)
+        transforms.append(
+            Transform(
+                kind="fold-scale",
+                detail=f"scale {scale:.12g} folded into the factors",
+                component=component,
+                modules=() if everywhere else tuple(sorted(modules)),
+            )
+        )
+    if requested:
+        transforms.append(Transform(kind="cast", detail=f"factors rounded to {requested}", component=component))
+    if promoted := sorted(module for module, done in folds.items() if done.promoted):
+        transforms.append(
+            Transform(
+                kind="store-fp32",
+                detail="stored as F32: their dtype cannot hold the scaled factors closely enough",
+                component=component,
+                modules=tuple(promoted),
+            )
+        )
+    return transforms
+
+
+def _look_alikes(base: Base, component: str, deltas: Mapping[str, LowRank]) -> bool:
+    """Does a layer exist that is not adapted and whose name ends in an adapted one's, as peft compares names?"""
+    others = set(targets(base, component)) - set(deltas)
+    suffixes = {name[dot + 1 :] for name in others for dot, letter in enumerate(name) if letter == "."}
+    return not suffixes.isdisjoint(deltas)
+
+
+def _config(
+    deltas: Mapping[str, LowRank], folds: Mapping[str, Fold], base: Base, component: str, exact: bool
+) -> dict[str, Any]:
+    """The LoraConfig that a consumer needs, and no more of it: what varies between versions of peft stays out."""
+    ranks = {module: delta.rank for module, delta in deltas.items()}
+    alphas = {module: _alpha(folds[module].scale, rank) for module, rank in ranks.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    described = base.family.component(component)
+    anchor = "" if described is not None and described.text_model else "^"
+
+    def pattern(values: Mapping[str, float], usual: float) -> dict[str, float]:
+        return {f"{anchor}{re.escape(module)}": value for module, value in values.items() if value != usual}
+
+    names = sorted(deltas)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": pattern(ranks, rank),
+        "alpha_pattern": pattern(alphas, alpha),
+        "target_modules": "|".join(map(re.escape, names)) if exact else names,
+        "lora_bias": any(delta.bias is not None for delta in deltas.values()),
+        "use_dora": any(delta.magnitude is not None for delta in deltas.values()),
+    }
+
+
+def _alpha(scale: float, rank: int) -> float:
+    """The alpha whose quotient by the rank is the scale again; short where a short one does it."""
+    short = float(f"{scale * rank:.12g}")
+    alpha = short if short / rank == scale else scale * rank
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _most_common(values: Mapping[str, Any]) -> Any:
+    """The most frequent value; of equals, the smallest."""
+    return min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]

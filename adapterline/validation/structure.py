@@ -1,0 +1,48 @@
+"""Does the file load whole, onto the right modules, and is it alive? True of any file, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapterline.families.base import Base
+from adapterline.families.skeleton import targets
+from adapterline.validation.consumer import Loaded, LoadedLayer
+from adapterline.validation.findings import Findings
+
+
+def check_loaded(findings: Findings, loaded: Loaded, in_file: int, base: Base) -> None:
+    """Every tensor of the file arrived on a real module: finite, active, with its shape, and some B is not zero."""
+    if not findings.that(
+        "loads", not loaded.error, observed=loaded.error or "no exception", limit="no exception", detail=loaded.error[:500]
+    ):
+        return
+    arrived = loaded.tensors
+    findings.that("all tensors arrive", arrived == in_file, observed=f"{arrived} of {in_file}", limit=f"{in_file}")
+    for component, layers in loaded.components.items():
+        if layers:
+            _check_component(findings, component, layers, base)
+
+
+def _check_component(findings: Findings, component: str, layers: Mapping[str, LoadedLayer], base: Base) -> None:
+    known = targets(base, component)
+    tensors = {
+        module: [t for t in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias) if t is not None]
+        for module, layer in layers.items()
+    }
+    total = len(layers)
+    on_meta = {module for module, found in tensors.items() if any(tensor.is_meta for tensor in found)}
+    findings.none_of("has data (not on the meta device)", on_meta, component, total)
+    real = {module: found for module, found in tensors.items() if module not in on_meta}
+    infinite = {module for module, found in real.items() if not all(bool(tensor.isfinite().all()) for tensor in found)}
+    findings.none_of("finite", infinite, component, total)
+    findings.none_of("active after loading", {m for m, layer in layers.items() if not layer.active}, component, total)
+    wrong = {
+        module: f"is {list(layer.delta.shape)}, the model has {list(known[module].shape) if module in known else 'no such'}"
+        for module, layer in layers.items()
+        if module not in known or layer.delta.shape != known[module].shape
+    }
+    findings.none_of("shape of the model", wrong, component, total)
+    alive = sum(bool((layer.delta.b != 0).any()) for module, layer in layers.items() if module in real)
+    findings.that(
+        "alive (some B is not zero)", alive > 0, observed=f"{alive} of {total}", limit="at least 1", component=component
+    )

@@ -1,0 +1,18 @@
+"""How far the exported change of a module's weight may be from the trained one, by Frobenius norm.
+
+Data of what was done to the factors, never a global allowance. Rounding a factor to a dtype with p bits of precision
+moves each element by at most 2**-p of itself, uniformly: about 2**-p / sqrt(3) of the norm, and both factors may be
+rounded. The limits are about four times what that gives, so that they hold for small modules too.
+"""
+
+from __future__ import annotations
+
+#: Folding the scale without a change of dtype: more than this, and the module is stored in fp32 instead.
+FOLD = 5e-4
+#: A dtype that the user asked for, by its safetensors name.
+CAST = {"F64": 1e-12, "F32": 1e-6, "F16": 1e-3, "BF16": 8e-3}
+
+
+def limit(stored: str, requested: bool) -> float:
+    """The limit for a module whose factors are stored as `stored`, `requested` by --dtype or not."""
+    return CAST[stored] if requested else FOLD
