@@ -1,0 +1,307 @@
+"""The command line. stdout has data alone; progress and errors go to stderr.
+
+Exit codes are those of `adapterline.errors`: 0 done, 1 a bug, 2 usage, 3 refused, 4 validation failed, 5 destination,
+6 this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from adapterline.errors import AdapterlineError, UsageError, ValidationFailedError
+
+app = App(
+    name="adapterline",
+    help="From a training checkpoint to a published, proven LoRA.",
+    help_format="plaintext",
+    version_flags=["--version"],
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on stdout.")]
+Alpha = Annotated[float | None, Parameter(help="lora_alpha, for a checkpoint that does not say it.")]
+AdapterConfig = Annotated[Path | None, Parameter(help="A PEFT adapter_config.json, for the same.")]
+Components = Annotated[str | None, Parameter(help="Export these components alone, separated by commas.")]
+Step = Annotated[int | None, Parameter(help="Which checkpoint-N of a training folder.")]
+DTypeName = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None, Parameter(name="--dtype", help="Round the factors to this dtype.")
+]
+
+
+def main() -> None:
+    """The entry point: runs a command, and makes every error one paragraph and an exit code."""
+    _quiet_libraries()
+    wants_json = "--json" in sys.argv[1:]
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(UsageError(str(error).strip(), remedy="See adapterline --help."), wants_json)
+    except AdapterlineError as error:
+        _fail(error, wants_json)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command
+def export(
+    checkpoint: str,
+    *,
+    base: str | None = None,
+    to: Annotated[list[str] | None, Parameter(negative="")] = None,
+    name: str | None = None,
+    layout: str = "diffusers",
+    dtype: DTypeName = None,
+    scale: Literal["portable", "header"] = "portable",
+    alpha: Alpha = None,
+    adapter_config: AdapterConfig = None,
+    components: Components = None,
+    step: Step = None,
+    base_model: str | None = None,
+    run_id: str | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Export one adapter: read, convert, prove, publish.
+
+    Parameters
+    ----------
+    checkpoint
+        A file or folder, s3://bucket/key or hf://org/name[@revision][/path].
+    base
+        The architecture to prove on: a diffusers pipeline folder, or a Hub id. Default: what the checkpoint says.
+    to
+        Where to publish, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo. Without it the
+        run ends after the proof.
+    name
+        The name to publish under. Default: the checkpoint's.
+    layout
+        The layouts to write, separated by commas.
+    scale
+        portable: fold the scale into the factors; header: leave them alone and say it in the header.
+    base_model
+        What it was trained on, for card and lineage: a Hub id, with @revision if known.
+    run_id
+        The training run.
+    dry_run
+        End after the proof, whatever --to says.
+    """
+    from adapterline import api
+    from adapterline.values import TrainingRun
+
+    run = TrainingRun(run_id=run_id, base_model=base_model) if run_id or base_model else None
+    options = _options(
+        layouts=_split(layout),
+        dtype=dtype,
+        scale=scale,
+        alpha=alpha,
+        adapter_config=str(adapter_config) if adapter_config else None,
+        components=_split(components) if components else None,
+        step=step,
+    )
+    _prepare_prefect(show_steps=sys.stderr.isatty())
+    record = api.export(checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options)
+    _print(record.model_dump(mode="json"), lambda: _record_text(record, base), json)
+
+
+@app.command
+def inspect(
+    path: str,
+    *,
+    alpha: Alpha = None,
+    adapter_config: AdapterConfig = None,
+    step: Step = None,
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint is, from its headers: nothing is loaded, nothing is written.
+
+    Parameters
+    ----------
+    path
+        A file or folder.
+    """
+    from adapterline.inspection import inspect as inspect_
+
+    options = _options(alpha=alpha, adapter_config=str(adapter_config) if adapter_config else None, step=step)
+    found = inspect_(path, options)
+    _print(found.model_dump(mode="json"), lambda: _inspection_text(found), json)
+
+
+@app.command
+def validate(
+    file: str,
+    *,
+    base: str,
+    against: str | None = None,
+    alpha: Alpha = None,
+    adapter_config: AdapterConfig = None,
+    components: Components = None,
+    step: Step = None,
+    dtype: DTypeName = None,
+    json: Json = False,
+) -> None:
+    """Prove a LoRA file, whoever wrote it.
+
+    Parameters
+    ----------
+    file
+        A file or folder, s3://bucket/key or hf://org/name[@revision].
+    base
+        The architecture to prove on: a diffusers pipeline folder, or a Hub id.
+    against
+        The checkpoint whose effect it must have. Without it: loads whole, on the right modules, finite and alive.
+    """
+    from adapterline import api
+    from adapterline.validation import describe
+
+    options = _options(
+        alpha=alpha,
+        adapter_config=str(adapter_config) if adapter_config else None,
+        components=_split(components) if components else None,
+        step=step,
+        dtype=dtype,
+    )
+    report = api.validate(file, base, against, options)
+    _print(report.model_dump(mode="json") | {"passed": report.passed}, lambda: _report_text(report), json)
+    if not report.passed:
+        found = "; ".join(map(describe, report.failures))
+        what = "does not do what was trained" if against else "does not load as it should"
+        _fail(
+            ValidationFailedError(f"{Path(file).name} {what}: {found}.", report=report, remedy="Do not publish it."),
+            as_json=False,
+        )
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), json: Json = False) -> None:
+    """Train a tiny adapter with PEFT and send it down the whole line, offline.
+
+    Parameters
+    ----------
+    out
+        The folder to work in; what an earlier demo left there is replaced.
+    """
+    from adapterline.demo.run import run_demo
+
+    run_demo(out, prepare=lambda: _prepare_prefect(show_steps=True), as_json=json)
+
+
+def _options(**given: Any) -> Any:
+    """ExportOptions from what was given; UsageError, in the field's words, if it cannot be."""
+    from pydantic import ValidationError
+
+    from adapterline.values import ExportOptions
+
+    try:
+        return ExportOptions(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{str(first['loc'][0]).removesuffix('s').replace('_', '-')}"
+        raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+# --- how it speaks ----------------------------------------------------------------------------------------------------
+
+
+def _print(document: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False) if as_json else text())
+
+
+def _fail(error: AdapterlineError, as_json: bool) -> None:
+    if as_json:
+        document: dict[str, Any] = {
+            "error": type(error).__name__,
+            "message": str(error),
+            "found": error.found,
+            "expected": error.expected,
+            "remedy": error.remedy,
+            "exit_code": error.exit_code,
+        }
+        if isinstance(error, ValidationFailedError):
+            document["report"] = error.report.model_dump(mode="json")
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _record_text(record: Any, base: str | None) -> str:
+    from adapterline.package.card import snippet
+
+    manifest = record.manifest
+    lines = [f"{record.outcome}: {manifest.name} {manifest.digest[:12]} ({manifest.family})"]
+    for name, c in manifest.components.items():
+        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {c.alpha}, {c.modules} modules, {c.dtype}")
+    lines.append(f"  {len(manifest.validation.checks)} checks passed")
+    for publication in record.publications:
+        lines.append(f"  {publication.url} (latest {publication.latest})")
+    if record.publications:
+        known = base or (manifest.base.model if manifest.base.model != "unknown" else None)
+        lines += ["", snippet(manifest.loads, record.publications[0].load, known)]
+    return "\n".join(lines)
+
+
+def _inspection_text(found: Any) -> str:
+    lines = [
+        f"{found.container}, {found.dialect} keys, written by {found.trainer or 'an unknown trainer'}",
+        f"family: {found.family or 'unknown'}" + (f" ({found.evidence[0]})" if found.evidence else ""),
+    ]
+    for name, c in found.components.items():
+        alpha = "unknown" if c.alpha is None else c.alpha
+        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
+    lines.append(f"base: {found.base or 'not named'}")
+    lines.append(f"digest: {found.digest} ({found.size:,} bytes)")
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    return "\n".join(lines)
+
+
+def _report_text(report: Any) -> str:
+    rows = [
+        f"  {'ok    ' if check.passed else 'FAILED'} {check.name}"
+        f"{f' [{check.component}]' if check.component else ''}: {check.observed} (limit {check.limit})"
+        for check in report.checks
+    ]
+    proven = "passed" if report.passed else "FAILED"
+    what = "the effect is the checkpoint's" if report.source_digest else "it loads whole, finite and alive, and no more"
+    return "\n".join([f"{proven}: {what}" if report.passed else proven, *rows])
+
+
+class _Steps(logging.Handler):
+    """Shows what the steps of the line say, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "adapterline_step", False):
+            print(f"  {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _prepare_prefect(show_steps: bool) -> None:
+    """Prefect's own log lines stay out of the terminal; what the steps say goes there if somebody is watching."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    from prefect.logging.configuration import setup_logging
+
+    setup_logging()
+    if show_steps:
+        for name in ("prefect.task_runs", "prefect.flow_runs"):
+            logging.getLogger(name).addHandler(_Steps())
+
+
+def _quiet_libraries() -> None:
+    """Advice of the libraries to whoever installed them; set the variables to see it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""A folder: `{root}/{name}/{sha12}/` with the files, `{root}/{name}/latest.json` beside it.
+
+Staging lies in `{root}/.staging/`, on the same file system, so that releasing is one rename. The manifest goes in last:
+what has one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
+from adapterline.digests import sha256_of_bytes, sha256_of_file
+from adapterline.errors import AdapterlineError, PublishError, from_os_error
+from adapterline.values import Manifest, Order, Package, PackagedFile, Publication, Receipt
+
+
+class FolderDestination:
+    """A destination on a file system. See `Destination` for what each method promises."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.uri = uri
+        self._name = name
+        self._root = Path(uri.removeprefix("file://")).expanduser().absolute()
+
+    def check(self) -> None:
+        """Writes a file into the root, or into the nearest folder above it that exists, and takes it away."""
+        folder = self._root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        probe = folder / f".adapterline-{secrets.token_hex(4)}"
+        with _os_errors(f"Writing to {self._root}"):
+            try:
+                probe.touch(exist_ok=False)
+            finally:
+                probe.unlink(missing_ok=True)
+
+    def stage(self, package: Package) -> Receipt:
+        """Copies into the staging folder what is not there yet, and reads it all back."""
+        with _os_errors(f"Staging {package.name} {package.sha12} in {self._root}"):
+            if (published := self._published(package)) is not None:
+                return published
+            staging = self._staging(package)
+            staging.mkdir(parents=True, exist_ok=True)
+            for file in package.files:
+                target = staging / file.path
+                if not _is(target, file):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _write(target, (package.folder / file.path).open("rb"))
+            for file in package.files:
+                if not _is(staging / file.path, file):
+                    raise PublishError(
+                        f"{file.path} in {staging} is not what was written to it.",
+                        expected=f"sha256 {file.sha256}",
+                        remedy="The disk, or another process, changed it. Run the export again.",
+                        transient=True,
+                    )
+            return self._receipt(package, sha256_of_bytes(package.manifest_bytes), published=False)
+
+    def release(self, package: Package, receipt: Receipt, order: Order) -> Publication:
+        """Puts the manifest in, renames the folder into place, then moves `latest.json`."""
+        with _os_errors(f"Releasing {package.name} {package.sha12} in {self._root}"):
+            receipt = self._made_visible(package, receipt)
+            moved = self._move_latest(package, receipt, order)
+        return Publication(
+            receipt=receipt,
+            latest="moved" if moved else "kept",
+            url=self._target(package.name, package.sha12).as_uri(),
+            load=str(self._target(package.name, package.sha12)),
+        )
+
+    def verify(self, publication: Publication) -> bool:
+        """Hashes every file again."""
+        receipt = publication.receipt
+        target = self._target(receipt.name, receipt.digest[:12])
+        with _os_errors(f"Reading {target}"):
+            manifest = target / MANIFEST_NAME
+            if not manifest.is_file() or sha256_of_file(manifest) != receipt.manifest_sha256:
+                return False
+            return all(_is(target / file.path, file) for file in receipt.files)
+
+    def _made_visible(self, package: Package, receipt: Receipt) -> Receipt:
+        if (published := self._published(package)) is not None:
+            self._clear(package)
+            return published
+        staging, target = self._staging(package), self._target(package.name, package.sha12)
+        _write_bytes(staging / MANIFEST_NAME, package.manifest_bytes)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staging.rename(target)
+        except OSError:
+            # Another exporter of the same bundle was first: what it put there counts.
+            if (published := self._published(package)) is None:
+                raise
+            self._clear(package)
+            return published
+        _sync(target.parent)
+        _sync(self._root)
+        self._clear(package)
+        return receipt
+
+    def _move_latest(self, package: Package, receipt: Receipt, order: Order) -> bool:
+        wanted = latest_of(package, receipt, order)
+        folder = self._root / package.name
+        path = folder / LATEST_NAME
+        with _locked(folder):
+            current = from_bytes(path.read_bytes(), str(path)) if path.exists() else None
+            if not moves(current, wanted):
+                return False
+            if current != wanted:
+                _write_bytes(path, to_bytes(wanted))
+        return True
+
+    def _published(self, package: Package) -> Receipt | None:
+        """What is visible under this digest, checked; the manifest that is there counts. None if nothing is."""
+        target = self._target(package.name, package.sha12)
+        manifest = target / MANIFEST_NAME
+        if not manifest.exists():
+            return None
+        data = manifest.read_bytes()
+        try:
+            found = Manifest.model_validate_json(data)
+        except ValueError as error:
+            raise PublishError(f"{manifest} is no manifest of adapterline: {error}.") from error
+        if found.digest != package.manifest.digest:
+            raise PublishError(
+                f"{target} holds {found.digest}, and {package.manifest.digest} has the same first 12 digits.",
+                remedy="Publish it under another name.",
+            )
+        # The card is made from the manifest: of another manifest, it is another.
+        same = data == package.manifest_bytes
+        for file in package.files if same else [file for file in package.files if file.path != "README.md"]:
+            if not _is(target / file.path, file):
+                raise PublishError(
+                    f"{target / file.path} is published, and its bytes are not what {MANIFEST_NAME} says.",
+                    expected=f"sha256 {file.sha256}",
+                    remedy="Something changed it. Move the folder away and export again.",
+                )
+        files = tuple(_packaged(target, path.path) for path in package.files)
+        return self._receipt(package, sha256_of_bytes(data), published=True, files=files)
+
+    def _receipt(
+        self, package: Package, manifest_sha256: str, *, published: bool, files: tuple[PackagedFile, ...] | None = None
+    ) -> Receipt:
+        return Receipt(
+            destination=self.uri,
+            name=package.name,
+            digest=package.manifest.digest,
+            location=str(self._target(package.name, package.sha12)),
+            manifest_sha256=manifest_sha256,
+            files=package.files if files is None else files,
+            published=published,
+        )
+
+    def _target(self, name: str, sha12: str) -> Path:
+        return self._root / name / sha12
+
+    def _staging(self, package: Package) -> Path:
+        return self._root / ".staging" / f"{package.name}-{package.sha12}"
+
+    def _clear(self, package: Package) -> None:
+        shutil.rmtree(self._staging(package), ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: somebody else stages
+            (self._root / ".staging").rmdir()
+
+
+@contextlib.contextmanager
+def _os_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except AdapterlineError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, doing, otherwise=PublishError) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is(path: Path, file: PackagedFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and sha256_of_file(path) == file.sha256
+
+
+def _packaged(folder: Path, path: str) -> PackagedFile:
+    file = folder / path
+    return PackagedFile(path=path, size=file.stat().st_size, sha256=sha256_of_file(file))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    import io
+
+    _write(path, io.BytesIO(data))
+
+
+def _write(path: Path, source: object) -> None:
+    """Copies a file object to `path`, whole or not at all, and to the disk."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with source as reader, temporary.open("xb") as writer:  # type: ignore[attr-defined]
+            shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,160 @@
+"""What a checkpoint is, told from its headers and one hashing pass; a `.safetensors` file is read without torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from adapterline.checkpoints import load_checkpoint
+from adapterline.checkpoints.dialects import dialect_named
+from adapterline.checkpoints.dialects.base import Entry, Part
+from adapterline.deltas import DTYPES
+from adapterline.errors import CheckpointError
+from adapterline.families import FAMILIES
+from adapterline.values import ExportOptions, Source, Value
+
+
+class InspectedComponent(Value):
+    """One component, in numbers; a list where modules differ."""
+
+    rank: int | list[int]
+    alpha: float | list[float] | None = Field(description="None: nothing in the checkpoint says it")
+    modules: int
+    adapter_type: str
+    dtype: str | list[str]
+    parameters: int
+
+
+class Inspection(Value):
+    """The answer of `adapterline inspect`."""
+
+    path: str
+    container: str
+    dialect: str
+    trainer: str | None
+    family: str | None
+    components: dict[str, InspectedComponent]
+    digest: str
+    size: int = Field(description="bytes of the files that are read")
+    files: tuple[str, ...]
+    step: int | None
+    base: str | None = Field(description="the Hub id that the checkpoint names")
+    evidence: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def inspect(path: str | Path, options: ExportOptions | None = None) -> Inspection:
+    """Reads headers and hashes files; no tensor is loaded. CheckpointError as `export` would raise it."""
+    options = options or ExportOptions()
+    source = load_checkpoint(str(path), options, Path(path))
+    entries = dialect_named(source.dialect).entries(source)
+    by_component: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for key, entry in entries.items():
+        by_component[entry.component or _guessed_component(source, entry)][key] = entry
+    warnings: list[str] = []
+    components = {
+        name: _component(source, name, by_component[name], options, warnings) for name in sorted(by_component)
+    }
+    names = sorted({f"{name}.{entry.module}" for name, found in by_component.items() for entry in found.values()})
+    family, evidence = _family(names)
+    if family is None:
+        warnings.append("The family cannot be told from the names of the modules; pass --base to export.")
+    return Inspection(
+        path=str(path),
+        container=source.container,
+        dialect=source.dialect,
+        trainer=_trainer(source),
+        family=family,
+        components=components,
+        digest=source.digest,
+        size=sum((source.root / name).stat().st_size for name, _ in source.files),
+        files=tuple(name for name, _ in source.files),
+        step=source.step,
+        base=source.stated_base,
+        evidence=evidence,
+        warnings=(*source.warnings, *dict.fromkeys(warnings)),
+    )
+
+
+def _component(
+    source: Source, name: str, entries: Mapping[str, Entry], options: ExportOptions, warnings: list[str]
+) -> InspectedComponent:
+    parts: dict[str, dict[Part, str]] = defaultdict(dict)
+    for key, entry in entries.items():
+        parts[entry.module][entry.part] = key
+    whole = {module: found for module, found in parts.items() if {"a", "b"} <= set(found)}
+    if len(whole) < len(parts):
+        warnings.append(f"{len(parts) - len(whole)} of {len(parts)} layers of {name} lack a factor.")
+    ranks = {module: source.tensors[found["a"]].shape[0] for module, found in whole.items()}
+    kinds = {part for found in parts.values() for part in found}
+    adapter_type = ("dora" if "magnitude" in kinds else "lora") + ("+bias" if "bias" in kinds else "")
+    infos = [source.tensors[key] for key in entries]
+    return InspectedComponent(
+        rank=_one_or_all(set(ranks.values())),
+        alpha=_alphas(source, next(iter(entries.values())).component, ranks, options, warnings),
+        modules=len(parts),
+        adapter_type=adapter_type,
+        dtype=_one_or_all({DTYPES.get(info.dtype, info.dtype) for info in infos}),
+        parameters=sum(math.prod(info.shape) for info in infos),
+    )
+
+
+def _alphas(
+    source: Source, component: str | None, ranks: Mapping[str, int], options: ExportOptions, warnings: list[str]
+) -> float | list[float] | None:
+    rule = dialect_named(source.dialect).scale_rule(source, component)
+    if rule is None and options.alpha is None:
+        warnings.append("Nothing in the checkpoint says alpha; pass --alpha or --adapter-config to export.")
+        return None
+    alphas = {options.alpha or 0.0} if rule is None else {
+        float(f"{rule(module, rank) * rank:.9g}") for module, rank in ranks.items()
+    }
+    found: float | list[float] = _one_or_all(alphas)
+    return found
+
+
+def _family(names: list[str]) -> tuple[str | None, tuple[str, ...]]:
+    """(the one family whose marks are in these names, why)."""
+    text = "\n".join(names)
+    fitting = [
+        family
+        for family in FAMILIES
+        if all(re.search(mark, text) for mark in family.marks) and not any(re.search(no, text) for no in family.never)
+    ]
+    if len(fitting) == 1:
+        found = re.search(fitting[0].marks[0], text)
+        return fitting[0].name, (f"{found[0] if found else ''} is a module of {fitting[0].title}",)
+    return None, tuple(f"it may be {family.title}" for family in fitting)
+
+
+def _guessed_component(source: Source, entry: Entry) -> str:
+    """By the class that PEFT noted, or else by the top-level module."""
+    mapping = source.configs.get("", {}).get("auto_mapping")
+    stated = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    for family in FAMILIES:
+        for component in family.components:
+            if stated in component.models:
+                return component.name
+    top = entry.module.split(".")[0]
+    if top in ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding"):
+        return "unet"
+    return "text_encoder" if top in ("text_model", "encoder") else "transformer"
+
+
+def _trainer(source: Source) -> str | None:
+    versions = {str(config["peft_version"]) for config in source.configs.values() if config.get("peft_version")}
+    if versions:
+        return f"peft {', '.join(sorted(versions))}"
+    return {"peft": "peft", "diffusers": "diffusers"}.get(source.dialect)
+
+
+def _one_or_all(values: set[Any]) -> Any:
+    if not values:
+        raise CheckpointError("No layer of the checkpoint is whole.", expected="both factors of every layer")
+    return next(iter(values)) if len(values) == 1 else sorted(values)

@@ -1,0 +1,94 @@
+"""The account of one run as it goes on; whatever ends it, a record says so."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from adapterline.errors import AdapterlineError, MachineError, RefusedError, UsageError, ValidationFailedError
+from adapterline.lineage.records import NO_KEY
+from adapterline.values import ExportOptions, FlowRun, LineageRecord, Manifest, Publication, TrainingRun
+
+Outcome = Literal["exported", "already-exported", "validated", "refused", "failed"]
+
+
+@dataclass
+class Journal:
+    """What is known so far of one run."""
+
+    checkpoint: str
+    name: str | None
+    to: tuple[str, ...]
+    run: TrainingRun | None
+    options: ExportOptions
+    flow_run_id: str | None = None
+    flow_run_name: str | None = None
+    key: str = NO_KEY
+    manifest: Manifest | None = None
+    publications: list[Publication] = field(default_factory=list)
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def named(self, name: str) -> str:
+        """Notes the name that was decided, and gives it."""
+        self.name = name
+        return name
+
+    def exported(self) -> LineageRecord:
+        """The record of an export that is published."""
+        return self._record("exported")
+
+    def validated(self) -> LineageRecord:
+        """The record of a dry run."""
+        return self._record("validated")
+
+    def already(self, earlier: LineageRecord) -> LineageRecord:
+        """The record of a run that found its work done."""
+        return self._record(
+            "already-exported",
+            manifest=earlier.manifest,
+            publications=earlier.publications,
+            earlier=earlier.id,
+        )
+
+    @contextlib.contextmanager
+    def keeping(self, keep: Callable[[LineageRecord], Any]) -> Iterator[None]:
+        """Whatever is raised inside is recorded by `keep`, and raised on. A record that fails hides nothing."""
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(MachineError):
+                keep(self._failed(error))
+            raise
+
+    def _failed(self, error: Exception) -> LineageRecord:
+        refused = isinstance(error, RefusedError | UsageError)
+        return self._record(
+            "refused" if refused else "failed",
+            error=str(error),
+            error_type=type(error).__name__,
+            exit_code=error.exit_code if isinstance(error, AdapterlineError) else 1,
+            report=error.report if isinstance(error, ValidationFailedError) else None,
+        )
+
+    def _record(self, outcome: Outcome, **more: Any) -> LineageRecord:
+        fields: dict[str, Any] = {
+            "id": self.id,
+            "key": self.key,
+            "outcome": outcome,
+            "started_at": self.started_at,
+            "ended_at": datetime.now(UTC),
+            "checkpoint": self.checkpoint,
+            "name": self.name,
+            "to": self.to,
+            "options": self.options,
+            "run": self.run,
+            "flow_run": FlowRun(id=self.flow_run_id, name=self.flow_run_name or "") if self.flow_run_id else None,
+            "manifest": self.manifest,
+            "publications": tuple(self.publications),
+        }
+        return LineageRecord(**(fields | more))

@@ -1,0 +1,118 @@
+"""The record store: one JSON file for each run, in a folder or under an S3 prefix. Nothing in it is ever changed.
+
+    {key}/{started_at}-{id}.json
+
+`key` is that of the request, so that an earlier export of the same is found by listing one folder.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from adapterline.errors import MachineError, from_os_error
+from adapterline.s3 import make_client, parse_s3_uri, s3_errors
+from adapterline.values import LineageRecord, canonical_json
+
+#: The key of a run that ended before its checkpoint was known.
+NO_KEY = "unread"
+
+
+class RecordStore(Protocol):
+    """Where records are kept."""
+
+    def append(self, record: LineageRecord) -> str:
+        """Writes one record, whole or not at all; gives where it lies."""
+        ...
+
+    def find(self, key: str) -> LineageRecord | None:
+        """The newest successful export of this key, or None."""
+        ...
+
+
+def open_records(uri: str) -> RecordStore:
+    """The record store at a folder or `s3://bucket/prefix`."""
+    return S3Records(uri) if uri.startswith("s3://") else FolderRecords(Path(uri).expanduser().absolute())
+
+
+class FolderRecords:
+    """Records in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def append(self, record: LineageRecord) -> str:
+        """See `RecordStore.append`."""
+        path = self._root / _path_of(record)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(_bytes_of(record))
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise from_os_error(error, f"Writing the record {path}") from error
+        return str(path)
+
+    def find(self, key: str) -> LineageRecord | None:
+        """See `RecordStore.find`."""
+        try:
+            texts = (path.read_bytes() for path in sorted((self._root / key).glob("*.json"), reverse=True))
+            return _first_export(texts)
+        except OSError as error:
+            raise from_os_error(error, f"Reading the records in {self._root}") from error
+
+
+class S3Records:
+    """Records under an S3 prefix."""
+
+    def __init__(self, uri: str) -> None:
+        self._bucket, self._prefix = parse_s3_uri(uri)
+        self._client = make_client()
+        self._uri = uri
+
+    def append(self, record: LineageRecord) -> str:
+        """See `RecordStore.append`."""
+        key = self._key(_path_of(record))
+        with s3_errors(f"Writing the record s3://{self._bucket}/{key}", MachineError):
+            self._client.put_object(
+                Bucket=self._bucket, Key=key, Body=_bytes_of(record), ContentType="application/json"
+            )
+        return f"s3://{self._bucket}/{key}"
+
+    def find(self, key: str) -> LineageRecord | None:
+        """See `RecordStore.find`."""
+        with s3_errors(f"Reading the records in {self._uri}", MachineError):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._key(f"{key}/")
+            )
+            keys = sorted((item["Key"] for page in pages for item in page.get("Contents", [])), reverse=True)
+            return _first_export(
+                self._client.get_object(Bucket=self._bucket, Key=found)["Body"].read() for found in keys
+            )
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{path}" if self._prefix else path
+
+
+def _first_export(texts: Iterable[bytes]) -> LineageRecord | None:
+    for text in texts:
+        try:
+            record = LineageRecord.model_validate_json(text)
+        except ValueError:
+            continue  # of a later version: it is not ours to judge
+        if record.outcome == "exported":
+            return record
+    return None
+
+
+def _path_of(record: LineageRecord) -> str:
+    return f"{record.key}/{record.started_at:%Y%m%dT%H%M%S%f}-{record.id}.json"
+
+
+def _bytes_of(record: LineageRecord) -> bytes:
+    return canonical_json(record.model_dump(mode="json"))

@@ -1,0 +1,89 @@
+"""The line on one page: from a checkpoint to a published, proven adapter."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from adapterline.errors import UsageError
+from adapterline.journal import Journal
+from adapterline.package import make_manifest
+from adapterline.request import base_of, check_destinations, name_of, order_of
+from adapterline.scratch import Scratch
+from adapterline.settings import Settings
+from adapterline.summaries import summarize
+from adapterline.values import ExportOptions, LineageRecord, TrainingRun
+from tasks.convert import convert
+from tasks.extract import extract
+from tasks.find_export import export_key, find_export
+from tasks.load_checkpoint import load_checkpoint, open_base
+from tasks.package import package
+from tasks.policy import retrying
+from tasks.record import record
+from tasks.release import release
+from tasks.serialize import serialize
+from tasks.upload import upload
+from tasks.validate import validate
+
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    try:
+        return f"export-{name_of(given.get('name'), str(given['checkpoint']))}"
+    except UsageError:
+        return "export-unnamed"
+
+
+@flow(name="export-adapter", flow_run_name=_run_name, timeout_seconds=12 * 3600, persist_result=False)
+def export_adapter(
+    checkpoint: str,
+    base: str | None = None,
+    name: str | None = None,
+    to: tuple[str, ...] = (),
+    run: TrainingRun | None = None,
+    options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
+) -> LineageRecord:
+    """Exports the adapter in `checkpoint`, proves it, and publishes it to every place of `to`, or to none.
+
+    Without `to` it ends after the proof. The same request again finds what is there and changes nothing. Raises the
+    errors of `adapterline.errors`; each run, also a refused or failed one, leaves a record.
+    """
+    settings = Settings()
+    scratch, patient = Scratch.open(settings), retrying(settings)
+    journal = Journal(checkpoint, name, to, run, options, flow_run_id=flow_run.id, flow_run_name=flow_run.name)
+    with journal.keeping(record), scratch.temporary("run-") as work:
+        scratch.trim()
+        name = journal.named(name_of(name, checkpoint))
+        to = check_destinations(to, name)
+        source = load_checkpoint.with_options(**patient)(checkpoint, options, work / "checkpoint")
+        model = open_base.with_options(**patient)(base_of(base, source, run), work / "base")
+        journal.key = export_key(source, model, name, to, run, options)
+        if earlier := find_export.with_options(**patient)(journal.key, name, to):
+            return record(journal.already(earlier))
+
+        adapter = extract(source, model, options)
+        plan = convert(adapter, model, options)
+        bundle = serialize(plan, scratch)
+        report = validate(bundle, source, model, options, scratch)
+        journal.manifest = make_manifest(
+            name=name,
+            bundle=bundle,
+            report=report,
+            source=source,
+            base=model,
+            components=summarize(adapter, plan),
+            left_out=adapter.left_out,
+            run=run,
+        )
+        if not to:
+            return record(journal.validated())
+
+        made = package(journal.manifest, scratch.folder(bundle.digest), work / "package")
+        staged = [upload.with_options(**patient).submit(made, place) for place in to]
+        receipts = [future.result() for future in staged]  # all of them, before anything is visible
+        journal.publications = [
+            release.with_options(**patient)(made, receipt, order_of(source, run)) for receipt in receipts
+        ]
+        return record(journal.exported())
+
+

@@ -1,0 +1,19 @@
+"""package: manifest and card, and everything that is published in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from adapterline import package as packaging
+from adapterline.values import Manifest, Package
+from tasks.policy import IN_PROCESS, TAGS, say
+
+
+@task(name="package", task_run_name="package", timeout_seconds=3600, tags=TAGS, **IN_PROCESS)
+def package(manifest: Manifest, bundle_folder: Path, folder: Path) -> Package:
+    """See `adapterline.package.make_package`."""
+    made = packaging.make_package(manifest, bundle_folder, folder)
+    say(f"package: {', '.join(file.path for file in made.files)} and the manifest")
+    return made
