@@ -107,7 +107,9 @@ def export(
         step=step,
     )
     _prepare_prefect(show_steps=sys.stderr.isatty())
-    record = api.export(checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options)
+    record = api.export(
+        checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options
+    )
     _print(record.model_dump(mode="json"), lambda: _record_text(record, base), json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field
 from adapterline.checkpoints import load_checkpoint
 from adapterline.checkpoints.dialects import dialect_named
 from adapterline.checkpoints.dialects.base import Entry, Part
+from adapterline.checkpoints.extract import scale_rule
 from adapterline.deltas import DTYPES
 from adapterline.errors import CheckpointError
 from adapterline.families import FAMILIES
@@ -51,8 +53,12 @@ class Inspection(Value):
 
 def inspect(path: str | Path, options: ExportOptions | None = None) -> Inspection:
     """Reads headers and hashes files; no tensor is loaded. CheckpointError as `export` would raise it."""
-    options = options or ExportOptions()
-    source = load_checkpoint(str(path), options, Path(path))
+    with tempfile.TemporaryDirectory(prefix="adapterline-") as folder:
+        options = options or ExportOptions()
+        return _inspection(str(path), load_checkpoint(str(path), options, Path(folder)), options)
+
+
+def _inspection(path: str, source: Source, options: ExportOptions) -> Inspection:
     entries = dialect_named(source.dialect).entries(source)
     by_component: dict[str, dict[str, Entry]] = defaultdict(dict)
     for key, entry in entries.items():
@@ -66,20 +72,25 @@ def inspect(path: str | Path, options: ExportOptions | None = None) -> Inspectio
     if family is None:
         warnings.append("The family cannot be told from the names of the modules; pass --base to export.")
     return Inspection(
-        path=str(path),
+        path=path,
         container=source.container,
         dialect=source.dialect,
         trainer=_trainer(source),
         family=family,
         components=components,
         digest=source.digest,
-        size=sum((source.root / name).stat().st_size for name, _ in source.files),
+        size=sum(_place(source, name, options).stat().st_size for name, _ in source.files),
         files=tuple(name for name, _ in source.files),
         step=source.step,
         base=source.stated_base,
         evidence=evidence,
         warnings=(*source.warnings, *dict.fromkeys(warnings)),
     )
+
+
+def _place(source: Source, name: str, options: ExportOptions) -> Path:
+    outside = options.adapter_config is not None and name.startswith("../")
+    return Path(str(options.adapter_config)) if outside else source.root / name
 
 
 def _component(
@@ -91,7 +102,10 @@ def _component(
     whole = {module: found for module, found in parts.items() if {"a", "b"} <= set(found)}
     if len(whole) < len(parts):
         warnings.append(f"{len(parts) - len(whole)} of {len(parts)} layers of {name} lack a factor.")
-    ranks = {module: source.tensors[found["a"]].shape[0] for module, found in whole.items()}
+    shapes = {module: source.tensors[found["a"]].shape for module, found in whole.items()}
+    if flat := sorted(module for module, shape in shapes.items() if not shape):
+        raise CheckpointError(f"lora_A of {flat[0]} is a single number.", expected="a matrix")
+    ranks = {module: shape[0] for module, shape in shapes.items()}
     kinds = {part for found in parts.values() for part in found}
     adapter_type = ("dora" if "magnitude" in kinds else "lora") + ("+bias" if "bias" in kinds else "")
     infos = [source.tensors[key] for key in entries]
@@ -108,14 +122,13 @@ def _component(
 def _alphas(
     source: Source, component: str | None, ranks: Mapping[str, int], options: ExportOptions, warnings: list[str]
 ) -> float | list[float] | None:
-    rule = dialect_named(source.dialect).scale_rule(source, component)
-    if rule is None and options.alpha is None:
+    rule = scale_rule(dialect_named(source.dialect), source, component, options)
+    if rule is None:
         warnings.append("Nothing in the checkpoint says alpha; pass --alpha or --adapter-config to export.")
         return None
-    alphas = {options.alpha or 0.0} if rule is None else {
-        float(f"{rule(module, rank) * rank:.9g}") for module, rank in ranks.items()
-    }
-    found: float | list[float] = _one_or_all(alphas)
+    found: float | list[float] = _one_or_all(
+        {float(f"{rule(module, rank) * rank:.9g}") for module, rank in ranks.items()}
+    )
     return found
 
 

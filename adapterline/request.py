@@ -8,7 +8,9 @@ from adapterline.errors import FamilyError, UsageError
 from adapterline.values import Order, Source, TrainingRun, check_name, make_name
 
 #: File and folder names that say nothing of what was trained: the folder around them does.
-_GENERIC = re.compile(r"pytorch_lora_weights|adapter_model|model|lora|weights|checkpoint-\d+|out|output|final|unet|transformer")
+_GENERIC = re.compile(
+    r"pytorch_lora_weights|adapter_model|model|lora|weights|checkpoint-\d+|out|output|final|unet|transformer"
+)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -27,7 +29,7 @@ def name_of(name: str | None, checkpoint: str) -> str:
 
 
 def base_of(base: str | None, source: Source, run: TrainingRun | None) -> str:
-    """The base to prove on: what was asked for, else what the run or the checkpoint says. FamilyError if nothing does."""
+    """The base to prove on: what was asked for, else what the run or the checkpoint says. FamilyError without any."""
     stated = base or (run.base_model if run else None) or source.stated_base
     if stated is None:
         raise FamilyError(

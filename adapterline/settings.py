@@ -19,7 +19,9 @@ def _home(variable: str, default: str) -> Path:
 class Settings(BaseSettings):
     """Where adapterline keeps things, and how patient it is."""
 
-    model_config = SettingsConfigDict(env_prefix="ADAPTERLINE_", toml_file="adapterline.toml", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ADAPTERLINE_", toml_file="adapterline.toml", extra="forbid", frozen=True
+    )
 
     records: str = Field(
         default_factory=lambda: str(_home("XDG_DATA_HOME", ".local/share") / "records"),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from adapterline.deltas import Delta
 
-#: Part of every cache key and of the manifest's tools: raise it when equal input may give other bytes or another verdict.
+#: Part of every cache key and of the manifest's tools: raised when equal input may give other bytes or another verdict.
 FORMAT_VERSION = 1
-MANIFEST_SCHEMA = "adapterline/manifest/v1"
-RECORD_SCHEMA = "adapterline/record/v1"
+MANIFEST_SCHEMA: Final = "adapterline/manifest/v1"
+RECORD_SCHEMA: Final = "adapterline/record/v1"
 #: The file name that `load_lora_weights` looks for first (diffusers.loaders.lora_base.LORA_WEIGHT_NAME_SAFE).
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 

@@ -43,7 +43,7 @@ def reopen(source: Source, options: ExportOptions) -> Source:
     again = _source(source.uri, source.path, contents)
     if again.digest != source.digest:
         raise CheckpointError(
-            f"{source.name} changed while it was exported: its digest was {source.digest[:12]}, now {again.digest[:12]}.",
+            f"{source.name} changed during the export: its digest was {source.digest[:12]} and is {again.digest[:12]}.",
             expected="a checkpoint that nobody writes to",
             remedy="Run the export again once the training run has ended.",
             transient=True,

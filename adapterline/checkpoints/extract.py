@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from adapterline.checkpoints.dialects import dialect_named
-from adapterline.checkpoints.dialects.base import Dialect, Part, ScaleRule
+from adapterline.checkpoints.dialects.base import Dialect, Part, ScaleRule, Stated
 from adapterline.checkpoints.scales import from_alpha
 from adapterline.deltas import DTYPES, LowRank
 from adapterline.errors import CheckpointError, ConversionError, FamilyError, UsageError
@@ -29,11 +29,24 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
     layers = _layers(source, dialect)
     named = {component: part for component, part in layers.items() if component is not None}
     if None in layers:
+        if named:
+            raise CheckpointError(
+                f"Some keys name their component ({', '.join(sorted(named))}), and others do not.",
+                expected="all or none",
+                remedy="Save the adapter of each component by itself.",
+            )
         named[_component_of(layers[None], source, base)] = layers[None]
     chosen, left_out = _choose(named, base, options)
     components = {}
     for component in sorted(chosen):
-        rule = _scale_rule(dialect, source, None if None in layers else component, options)
+        rule = scale_rule(dialect, source, None if None in layers else component, options)
+        if rule is None:
+            raise CheckpointError(
+                f"Nothing in {source.name} says alpha, and the adapter's effect is alpha / rank times its factors.",
+                expected="an adapter_config.json, or metadata in the header",
+                remedy="Pass --alpha with its lora_alpha, or --adapter-config with its adapter_config.json.",
+            )
+        _check_kind(dialect.stated(source, None if None in layers else component), component, chosen[component])
         deltas = {module: _delta(source, module, parts, rule) for module, parts in sorted(chosen[component].items())}
         components[component] = _on_base(deltas, base, component)
     return Adapter(
@@ -86,8 +99,8 @@ def _delta(source: Source, module: str, parts: Mapping[Part, str], rule: ScaleRu
     return LowRank(tensors["a"], tensors["b"], rule(module, rank), magnitude, bias)
 
 
-def _scale_rule(dialect: Dialect, source: Source, component: str | None, options: ExportOptions) -> ScaleRule:
-    """The checkpoint's own rule; the user's alpha where it has none.
+def scale_rule(dialect: Dialect, source: Source, component: str | None, options: ExportOptions) -> ScaleRule | None:
+    """The checkpoint's own rule; the user's alpha where it has none; None if neither says it.
 
     diffusers' format without metadata means scale 1, but PEFT-trained files without it are common, so a user may say
     what the file lost. What the checkpoint does say is never overridden.
@@ -99,12 +112,6 @@ def _scale_rule(dialect: Dialect, source: Source, component: str | None, options
             return from_alpha(options.alpha)
         if rule is not None:
             return partial(_agreeing, rule, options.alpha)
-    if rule is None:
-        raise CheckpointError(
-            f"Nothing in {source.name} says alpha, and the effect of the adapter is alpha / rank times its factors.",
-            expected="an adapter_config.json, or metadata in the header",
-            remedy="Pass --alpha with the lora_alpha it was trained with, or --adapter-config with its adapter_config.json.",
-        )
     return rule
 
 
@@ -112,13 +119,28 @@ def _agreeing(rule: ScaleRule, alpha: float, module: str, rank: int) -> float:
     scale = rule(module, rank)
     if abs(scale - alpha / rank) > 1e-9 * scale:
         raise UsageError(
-            f"--alpha {alpha:g} means a scale of {alpha / rank:g} for {module}, and the checkpoint itself says {scale:g}.",
+            f"--alpha {alpha:g} means a scale of {alpha / rank:g} for {module}, and the checkpoint says {scale:g}.",
             remedy="Leave --alpha out: what the checkpoint says counts.",
         )
     return scale
 
 
-def _choose(named: Mapping[str, Layers], base: Base, options: ExportOptions) -> tuple[dict[str, Layers], tuple[str, ...]]:
+def _check_kind(stated: Stated | None, component: str, layers: Layers) -> None:
+    """CheckpointError if the configuration says DoRA or lora_bias and a layer lacks its part: its effect is unknown."""
+    for setting, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
+        lacking = sorted(module for module, parts in layers.items() if part not in parts)
+        if stated and stated.config.get(setting) and lacking:
+            raise CheckpointError(
+                f"{stated.where} says {setting}, and {len(lacking)} of {len(layers)} layers of {component} have no "
+                f"{part} ({lacking[0]}).",
+                expected=f"a {part} in every layer",
+                remedy="The checkpoint is not whole; save it again.",
+            )
+
+
+def _choose(
+    named: Mapping[str, Layers], base: Base, options: ExportOptions
+) -> tuple[dict[str, Layers], tuple[str, ...]]:
     """(the components to export, those that the user left out)."""
     wanted = set(named) if options.components is None else set(options.components)
     if unknown := sorted(wanted - set(named)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +17,15 @@ from adapterline.errors import CheckpointError
 #: Settings that change no effect, or whose effect is read here. Any other one that is set is refused: a newer PEFT may
 #: compute something else with it.
 _HARMLESS = frozenset(
-    "alpha_pattern auto_mapping base_model_name_or_path exclude_modules inference_mode init_lora_weights layers_pattern "
-    "layers_to_transform lora_alpha lora_bias lora_dropout megatron_core peft_type peft_version qalora_group_size r "
-    "rank_pattern revision target_modules task_type use_dora use_rslora bias eva_config runtime_config".split()
+    {
+        *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
+        *("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "inference_mode"),
+        *("init_lora_weights", "eva_config", "lora_dropout", "runtime_config", "megatron_core", "qalora_group_size"),
+    }
 )
-#: Initialisations that leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from them, so
-#: A and B hold only on what is left (https://huggingface.co/docs/peft/developer_guides/lora#initialization).
+#: Initialisations that leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from them,
+#: so A and B hold only on what is left (https://huggingface.co/docs/peft/developer_guides/lora#initialization).
 _HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -58,65 +62,77 @@ def from_peft_config(config: Mapping[str, Any], where: str) -> ScaleRule:
 def _matching(patterns: Mapping[str, float], module: str, otherwise: float) -> float:
     """The value of the first pattern that is a suffix of the module's name at a dot, or the whole of it."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_whole(pattern), module):
             return value
     return otherwise
+
+
+def _whole(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise CheckpointError(
-            f"{where} says that this is a {kind} adapter.",
+            f"{where} says that this is a {str(kind)[:40]!r} adapter.",
             expected="LORA",
             remedy="This version exports LoRA, rsLoRA and DoRA.",
         )
     if config.get("init_lora_weights", True) not in _HARMLESS_INIT:
         raise CheckpointError(
-            f"{where} says init_lora_weights={config['init_lora_weights']!r}, which changes the base weights: "
+            f"{where} says init_lora_weights={_brief(config['init_lora_weights'])}, which changes the base weights: "
             "A and B hold only on what is left of them.",
             expected="an adapter for the base as it is",
             remedy="Save it with path_initial_model_for_weight_conversion (PEFT's save_pretrained).",
         )
     if config.get("bias", "none") != "none":
         raise CheckpointError(
-            f"{where} says bias={config['bias']!r}: biases of the base were trained, and the file has them whole.",
+            f"{where} says bias={_brief(config['bias'])}: biases of the base itself were trained.",
             expected="bias='none'",
             remedy="A LoRA file cannot carry them. Train with bias='none', or with lora_bias=True.",
         )
     if config.get("modules_to_save"):
         raise CheckpointError(
-            f"{where} says modules_to_save={config['modules_to_save']!r}: they were trained whole.",
+            f"{where} says modules_to_save={_brief(config['modules_to_save'])}: they were trained whole.",
             expected="an adapter of LoRA layers alone",
             remedy="A LoRA file cannot carry them: what changed is only known against the base weights.",
         )
     strange = sorted(key for key, value in config.items() if key not in _HARMLESS and value)
     if strange:
         raise CheckpointError(
-            f"{where} sets {', '.join(f'{key}={str(config[key])[:60]!r}' for key in strange)}.",
+            f"{where} sets {', '.join(f'{key[:60]}={_brief(config[key])}' for key in strange[:5])}.",
             expected="a plain LoRA, rsLoRA or DoRA",
             remedy="What this changes is not known to be carried by a LoRA file.",
         )
 
 
+def _brief(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _patterns(config: Mapping[str, Any], name: str, where: str) -> dict[str, float]:
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict) or not all(_is_number(value) for value in patterns.values()):
-        raise CheckpointError(f"{where} has a {name} that is not a map of numbers: {str(patterns)[:100]}.")
+        raise CheckpointError(f"{where} has a {name} that is not a map of numbers: {_brief(patterns)}.")
     for pattern in patterns:
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{where} has a {name} with {pattern!r}, not a regular expression: {error}.") from error
+            re.compile(_whole(pattern))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise CheckpointError(
+                f"{where} has a {name} with {_brief(pattern)}, not a regular expression: {error}."
+            ) from error
     return patterns
 
 
 def _number(config: Mapping[str, Any], name: str, where: str) -> float:
     value = config.get(name)
     if not _is_number(value):
-        raise CheckpointError(f"{where} has no number {name}, but {value!r}.", expected="what PEFT writes")
+        raise CheckpointError(f"{where} has no number {name}, but {_brief(value)}.", expected="what PEFT writes")
     return float(value)  # type: ignore[arg-type]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    # Compared, because math.isfinite raises for an int that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

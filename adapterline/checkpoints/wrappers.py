@@ -1,8 +1,8 @@
 """What training wraps around a model leaves marks in the keys; they are peeled off between container and dialect.
 
-    module.X                     torch.nn.parallel.DistributedDataParallel
-    _orig_mod.X, X._orig_mod.Y   torch.compile, of the whole model or of blocks
-    X.lora_A.default.weight      the adapter's name, which PEFT takes out when it saves and state_dict() does not
+module.X                     torch.nn.parallel.DistributedDataParallel
+_orig_mod.X, X._orig_mod.Y   torch.compile, of the whole model or of blocks
+X.lora_A.default.weight      the adapter's name, which PEFT takes out when it saves and state_dict() does not
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 from adapterline.errors import CheckpointError
 
-_ADAPTER_NAME = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.([^.]+)(?=\.(?:weight|bias)$|$)")
+_ADAPTER_NAME = re.compile(
+    r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.([^.]+)(?=\.(?:weight|bias)$|$)"
+)
 
 
 def peel(keys: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The demo: a base is built, an adapter is trained on it, and the line publishes it to a folder and to a real S3 API."""
+"""The demo: a base is built, an adapter trained on it, and the line publishes that to a folder and to a real S3 API."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from adapterline.errors import UsageError, from_os_error
+from adapterline.families.skeleton import quiet_libraries
 
 NAME = "demo-lora"
 BUCKET = "adapters"
@@ -115,9 +117,8 @@ def _effects(out: Path, published: str) -> dict[str, tuple[float, float]]:
             fixed = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
             return {"unet": unet(noise, 10, fixed).sample, "text_encoder": states}
 
-    from adapterline.families.skeleton import quiet_libraries
-
-    with quiet_libraries():
+    with quiet_libraries(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 uses what transformers 6 will not have
         pipe = StableDiffusionPipeline.from_pretrained(out / "base", safety_checker=None)
         before = outputs(pipe.unet, pipe.text_encoder, pipe.tokenizer)
         pipe.load_lora_weights(published, weight_name="pytorch_lora_weights.safetensors")

@@ -10,9 +10,9 @@ from adapterline.values import Order, Package, Publication, Receipt
 class Destination(Protocol):
     """A place for one name.
 
-    The order of calls is `check`, `stage`, `release`; `verify` at any later time. Each is idempotent: after a crash, the
-    same calls complete the work. All raise `PublishError` (with `transient` set where a retry may help) or, for a full
-    local disk, `MachineError`.
+    The order of calls is `check`, `stage`, `release`; `verify` at any later time. Each is idempotent: after a crash,
+    the same calls complete the work. All raise `PublishError` (with `transient` set where a retry may help) or, for a
+    full local disk, `MachineError`.
     """
 
     uri: str  # as the user gave it

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
 from adapterline.digests import sha256_of_bytes, sha256_of_file
@@ -42,16 +44,11 @@ class FolderDestination:
 
     def stage(self, package: Package) -> Receipt:
         """Copies into the staging folder what is not there yet, and reads it all back."""
-        with _os_errors(f"Staging {package.name} {package.sha12} in {self._root}"):
+        with _os_errors(f"Staging {package.name} {package.sha12} in {self._root}"), self._locked():
             if (published := self._published(package)) is not None:
                 return published
+            self._copy(package)
             staging = self._staging(package)
-            staging.mkdir(parents=True, exist_ok=True)
-            for file in package.files:
-                target = staging / file.path
-                if not _is(target, file):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _write(target, (package.folder / file.path).open("rb"))
             for file in package.files:
                 if not _is(staging / file.path, file):
                     raise PublishError(
@@ -64,9 +61,10 @@ class FolderDestination:
 
     def release(self, package: Package, receipt: Receipt, order: Order) -> Publication:
         """Puts the manifest in, renames the folder into place, then moves `latest.json`."""
-        with _os_errors(f"Releasing {package.name} {package.sha12} in {self._root}"):
+        with _os_errors(f"Releasing {package.name} {package.sha12} in {self._root}"), self._locked():
             receipt = self._made_visible(package, receipt)
             moved = self._move_latest(package, receipt, order)
+            self._clear(package)
         return Publication(
             receipt=receipt,
             latest="moved" if moved else "kept",
@@ -84,36 +82,35 @@ class FolderDestination:
                 return False
             return all(_is(target / file.path, file) for file in receipt.files)
 
+    def _copy(self, package: Package) -> None:
+        staging = self._staging(package)
+        staging.mkdir(parents=True, exist_ok=True)
+        for file in package.files:
+            target = staging / file.path
+            if not _is(target, file):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with (package.folder / file.path).open("rb") as reader:
+                    _write(target, reader, beside=staging)
+
     def _made_visible(self, package: Package, receipt: Receipt) -> Receipt:
         if (published := self._published(package)) is not None:
-            self._clear(package)
             return published
         staging, target = self._staging(package), self._target(package.name, package.sha12)
-        _write_bytes(staging / MANIFEST_NAME, package.manifest_bytes)
+        _write(staging / MANIFEST_NAME, io.BytesIO(package.manifest_bytes), beside=staging)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staging.rename(target)
-        except OSError:
-            # Another exporter of the same bundle was first: what it put there counts.
-            if (published := self._published(package)) is None:
-                raise
-            self._clear(package)
-            return published
+        staging.rename(target)
         _sync(target.parent)
         _sync(self._root)
-        self._clear(package)
         return receipt
 
     def _move_latest(self, package: Package, receipt: Receipt, order: Order) -> bool:
         wanted = latest_of(package, receipt, order)
-        folder = self._root / package.name
-        path = folder / LATEST_NAME
-        with _locked(folder):
-            current = from_bytes(path.read_bytes(), str(path)) if path.exists() else None
-            if not moves(current, wanted):
-                return False
-            if current != wanted:
-                _write_bytes(path, to_bytes(wanted))
+        path = self._root / package.name / LATEST_NAME
+        current = from_bytes(path.read_bytes(), str(path)) if path.exists() else None
+        if not moves(current, wanted):
+            return False
+        if current != wanted:
+            _write(path, io.BytesIO(to_bytes(wanted)), beside=self._staging(package))
         return True
 
     def _published(self, package: Package) -> Receipt | None:
@@ -157,6 +154,17 @@ class FolderDestination:
             published=published,
         )
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time: what one stages, another may be releasing."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _target(self, name: str, sha12: str) -> Path:
         return self._root / name / sha12
 
@@ -164,7 +172,10 @@ class FolderDestination:
         return self._root / ".staging" / f"{package.name}-{package.sha12}"
 
     def _clear(self, package: Package) -> None:
-        shutil.rmtree(self._staging(package), ignore_errors=True)
+        staging = self._staging(package)
+        shutil.rmtree(staging, ignore_errors=True)
+        for half in staging.parent.glob(f"{staging.name}.*"):
+            half.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody else stages
             (self._root / ".staging").rmdir()
 
@@ -179,16 +190,6 @@ def _os_errors(doing: str) -> Iterator[None]:
         raise from_os_error(error, doing, otherwise=PublishError) from error
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _is(path: Path, file: PackagedFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size and sha256_of_file(path) == file.sha256
 
@@ -198,18 +199,16 @@ def _packaged(folder: Path, path: str) -> PackagedFile:
     return PackagedFile(path=path, size=file.stat().st_size, sha256=sha256_of_file(file))
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    import io
+def _write(path: Path, source: BinaryIO, *, beside: Path) -> None:
+    """Copies a file object to `path`, whole or not at all, and to the disk.
 
-    _write(path, io.BytesIO(data))
-
-
-def _write(path: Path, source: object) -> None:
-    """Copies a file object to `path`, whole or not at all, and to the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    What is half written lies beside `beside`, so that a killed process leaves nothing in a folder that is published.
+    """
+    temporary = beside.with_name(f"{beside.name}.{secrets.token_hex(4)}")
+    temporary.parent.mkdir(exist_ok=True)
     try:
-        with source as reader, temporary.open("xb") as writer:  # type: ignore[attr-defined]
-            shutil.copyfileobj(reader, writer, 1 << 20)
+        with temporary.open("xb") as writer:
+            shutil.copyfileobj(source, writer, 1 << 20)
             writer.flush()
             os.fsync(writer.fileno())
         temporary.replace(path)

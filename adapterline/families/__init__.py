@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class Component:
     """A model of a pipeline that an adapter may change.
 
-    `loads` is False for one that trainers adapt and `load_lora_weights` drops without a word. `text_model` is True for a
-    CLIP text encoder, whose keys carry `text_model.` in files, whatever the installed transformers calls its modules.
+    `loads` is False for one that trainers adapt and `load_lora_weights` drops without a word. `text_model` is True for
+    a CLIP text encoder, whose keys carry `text_model.` in files, whatever the installed transformers calls its modules.
     """
 
     name: str

@@ -112,14 +112,15 @@ def quiet_libraries() -> Iterator[None]:
 
     with _LOCK:
         levels = [(lib.utils.logging, lib.utils.logging.get_verbosity()) for lib in (diffusers, transformers)]
-        bars = transformers.utils.logging.is_progress_bar_enabled()
+        bars = [lib.utils.logging for lib in (diffusers, transformers) if lib.utils.logging.is_progress_bar_enabled()]
         try:
             for logging, _ in levels:
                 logging.set_verbosity(60)
-            transformers.utils.logging.disable_progress_bar()
+            for logging in bars:
+                logging.disable_progress_bar()
             yield
         finally:
             for logging, level in levels:
                 logging.set_verbosity(level)
-            if bars:
-                transformers.utils.logging.enable_progress_bar()
+            for logging in bars:
+                logging.enable_progress_bar()

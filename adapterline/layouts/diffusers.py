@@ -52,7 +52,9 @@ class Diffusers:
             alike = _look_alikes(base, component, deltas)
             needs_metadata |= bool(alike) or len({delta.rank for delta in deltas.values()}) > 1
             needs_metadata |= any(delta.bias is not None for delta in deltas.values())
-            metadata |= {f"{component}.{key}": value for key, value in _config(deltas, folds, base, component, alike).items()}
+            metadata |= {
+                f"{component}.{key}": value for key, value in _config(deltas, folds, base, component, alike).items()
+            }
         header = {"format": "pt"}
         if needs_metadata:
             header["lora_adapter_metadata"] = json.dumps(metadata, sort_keys=True)
@@ -82,7 +84,12 @@ def _tensors(family: Family, component: str, module: str, delta: LowRank, done: 
     # transformers loads a magnitude only under `.weight`; diffusers' models take it without.
     magnitude = "lora_magnitude_vector.weight" if component.startswith("text_encoder") else "lora_magnitude_vector"
     plans = {}
-    for part, suffix in (("a", "lora_A.weight"), ("b", "lora_B.weight"), ("bias", "lora_B.bias"), ("magnitude", magnitude)):
+    for part, suffix in (
+        ("a", "lora_A.weight"),
+        ("b", "lora_B.weight"),
+        ("bias", "lora_B.bias"),
+        ("magnitude", magnitude),
+    ):
         tensor = getattr(delta, part)
         if tensor is not None:
             plans[f"{stem}.{suffix}"] = _planned(delta, done, part)

@@ -2,7 +2,7 @@
 
 The scale is m * 2**e with m in [1, 2). Powers of two are exact in floating point as long as no element leaves the
 normal range, so they are split between A and B to that end; m is rounded once, into B. fp16 with alpha 1 and rank 128
-would otherwise drive B into subnormals (1-2 % of the effect at sigma(B) = 1e-4), and bf16 rounds m with 8 bits (0.16 %).
+would otherwise drive B into subnormals (1-2 % of the effect at sigma(B) = 1e-4); bf16 rounds m with 8 bits (0.16 %).
 """
 
 from __future__ import annotations
@@ -106,4 +106,3 @@ def _fits(before: LowRank, after: LowRank) -> bool:
         if largest < torch.finfo(new.dtype).tiny and bool((old != 0).any()):
             return False
     return True
-

@@ -1,0 +1,1 @@
+"""Where adapters come from: the record of every run."""

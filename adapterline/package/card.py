@@ -24,8 +24,9 @@ def make_card(manifest: Manifest) -> bytes:
         base_model=manifest.base.model if known else None,
         pipeline_tag="text-to-image" if "text-to-image" in family.tags else None,
         tags=list(dict.fromkeys(["lora", "diffusers", *family.tags, "template:sd-lora"])),
-        **({"base_model_relation": "adapter"} if known else {}),
     )
+    if known:
+        data["base_model_relation"] = "adapter"
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest)}", ignore_metadata_errors=True)
     return (str(card).rstrip("\n") + "\n").encode()
 
@@ -43,12 +44,16 @@ def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
 
 def _body(manifest: Manifest) -> str:
     base = None if manifest.base.model == "unknown" else manifest.base.model
-    failed = sum(not check.passed for check in manifest.validation.checks)
+    passed = sum(check.passed for check in manifest.validation.checks)
     parts = [
         MARKER,
         f"# {manifest.name}",
         f"A LoRA for {family_named(manifest.family).title}"
-        + (f", trained on [{base}](https://huggingface.co/{base})." if base else "; what it was trained on is not known."),
+        + (
+            f", trained on [{base}](https://huggingface.co/{base})."
+            if base
+            else "; what it was trained on is not known."
+        ),
         "## Use",
         f"```python\n{snippet(manifest.loads, 'the folder or repository of this card', base)}\n```",
         "## What is in it",
@@ -63,7 +68,7 @@ def _body(manifest: Manifest) -> str:
             ("file", "bytes", "sha256"), ((file.path, f"{file.size:,}", f"`{file.sha256}`") for file in manifest.files)
         ),
         "## What was proven",
-        f"{len(manifest.validation.checks) - failed} of {len(manifest.validation.checks)} checks passed: the file was loaded "
+        f"{passed} of {len(manifest.validation.checks)} checks passed: the file was loaded "
         "with diffusers, and what each module computes was compared with the checkpoint.",
         _table(
             ("check", "component", "observed", "limit"),

@@ -38,7 +38,9 @@ class Loaded:
     def tensors(self) -> int:
         """How many tensors arrived."""
         return sum(
-            sum(tensor is not None for tensor in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias))
+            sum(
+                tensor is not None for tensor in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias)
+            )
             for layers in self.components.values()
             for layer in layers.values()
         )

@@ -88,7 +88,8 @@ def _factors_differ(wanted: LowRank, layer: LoadedLayer, dtype: str) -> str:
     if found.a.is_meta or found.b.is_meta:
         return "no data"
     if wanted.a.shape != found.a.shape or wanted.b.shape != found.b.shape:
-        return f"A {list(found.a.shape)} and B {list(found.b.shape)}, trained {list(wanted.a.shape)} and {list(wanted.b.shape)}"
+        shapes = [list(map(list, (delta.a.shape, delta.b.shape))) for delta in (found, wanted)]
+        return f"A and B are {shapes[0]}, trained {shapes[1]}"
     if not found.scale or not math.isfinite(found.scale):
         return f"scaling is {found.scale}"
     if layer.use_dora != (wanted.magnitude is not None):

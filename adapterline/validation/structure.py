@@ -13,7 +13,11 @@ from adapterline.validation.findings import Findings
 def check_loaded(findings: Findings, loaded: Loaded, in_file: int, base: Base) -> None:
     """Every tensor of the file arrived on a real module: finite, active, with its shape, and some B is not zero."""
     if not findings.that(
-        "loads", not loaded.error, observed=loaded.error or "no exception", limit="no exception", detail=loaded.error[:500]
+        "loads",
+        not loaded.error,
+        observed=loaded.error or "no exception",
+        limit="no exception",
+        detail=loaded.error[:500],
     ):
         return
     arrived = loaded.tensors
@@ -37,7 +41,7 @@ def _check_component(findings: Findings, component: str, layers: Mapping[str, Lo
     findings.none_of("finite", infinite, component, total)
     findings.none_of("active after loading", {m for m, layer in layers.items() if not layer.active}, component, total)
     wrong = {
-        module: f"is {list(layer.delta.shape)}, the model has {list(known[module].shape) if module in known else 'no such'}"
+        module: f"is {list(layer.delta.shape)}, in the model {known[module].shape if module in known else 'not there'}"
         for module, layer in layers.items()
         if module not in known or layer.delta.shape != known[module].shape
     }

@@ -9,7 +9,7 @@ from adapterline.checkpoints.containers.peft_folder import PeftFolder
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
 from adapterline.checkpoints.containers.torch_zip import TorchFile
 from adapterline.checkpoints.containers.training_folder import TrainingFolder
-from adapterline.errors import CheckpointError
+from adapterline.errors import CheckpointError, from_os_error
 
 #: In the order in which they are asked; the first that does not say "not my kind" decides.
 CONTAINERS: tuple[Container, ...] = (PeftFolder(), TrainingFolder(), SafetensorsFile(), TorchFile())
@@ -17,6 +17,15 @@ CONTAINERS: tuple[Container, ...] = (PeftFolder(), TrainingFolder(), Safetensors
 
 def open_container(path: Path, wish: Wish) -> Contents:
     """The contents of a file or folder. CheckpointError, with what each reader said, if none reads it."""
+    try:
+        return _open(path, wish)
+    except OSError as error:
+        raise from_os_error(
+            error, f"Looking for a checkpoint in {path.name[:100]}", otherwise=CheckpointError
+        ) from error
+
+
+def _open(path: Path, wish: Wish) -> Contents:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.", expected="a checkpoint file or folder")
     if path.is_file() and path.stat().st_size == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,12 @@ class Wish:
     """What the user said about which part of a folder to read."""
 
     step: int | None = None
+
+
+#: What diffusers calls its final file, in its order of preference (diffusers.loaders.lora_base).
+FINAL_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+#: What accelerate and the diffusers trainers call the folder of an intermediate state.
+STEP = re.compile(r"checkpoint-(\d{1,18})")
 
 
 class NotMyKindError(Exception):

@@ -1,16 +1,17 @@
 """A folder that PEFT's `save_pretrained` wrote, or one such folder for each component.
 
-    adapter_config.json, adapter_model.safetensors            one component
-    unet/adapter_config.json, text_encoder/adapter_config.json, ...      as DreamBooth scripts leave them
+adapter_config.json, adapter_model.safetensors            one component
+unet/adapter_config.json, text_encoder/adapter_config.json, ...      as DreamBooth scripts leave them
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.base import FINAL_NAMES, STEP, Contents, NotMyKindError, Wish
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
 from adapterline.checkpoints.containers.torch_zip import TorchFile
 from adapterline.checkpoints.stated import hub_id
@@ -36,9 +37,13 @@ class PeftFolder:
             raise NotMyKindError(f"not a folder, and no {CONFIG_NAME} beside a file of that name")
         if wish.step is not None:
             raise NotMyKindError("a step was asked for, and a PEFT folder has none")
+        if final := next((name for name in FINAL_NAMES if (path / name).is_file()), None):
+            raise NotMyKindError(f"{final} in it is preferred")
         if (path / CONFIG_NAME).is_file():
-            return self._one(path)
-        folders = sorted(config.parent for config in path.glob(f"*/{CONFIG_NAME}"))
+            own = STEP.fullmatch(path.name)
+            return replace(self._one(path), step=int(own[1]) if own else None)
+        configs = sorted(path.glob(f"*/{CONFIG_NAME}"))
+        folders = [config.parent for config in configs if not STEP.fullmatch(config.parent.name)]
         names = [folder.name for folder in folders]
         if not folders:
             raise NotMyKindError(f"no {CONFIG_NAME} in it, nor in a folder of it")
@@ -96,7 +101,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointIncompleteError(f"{path.name} is not whole JSON: {error}.", expected="what PEFT writes") from error
+        raise CheckpointIncompleteError(
+            f"{path.name} is not whole JSON: {error}.", expected="what PEFT writes"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise CheckpointError(f"{path.name} has no peft_type.", expected="an adapter_config.json as PEFT writes it")
     return config

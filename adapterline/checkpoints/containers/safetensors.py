@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_HEADER = 100_000_000
 #: The largest adapters have some ten thousand; a million empty ones cost the library 18 s and 1.7 GB.
 MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 8
 #: What a size may be, in bits, by the format's dtype names.
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -88,7 +89,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     except OSError as error:
         raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
     try:
-        entries = json.loads(text, object_pairs_hook=_without_duplicates)
+        entries = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise _malformed(path, f"its header is not JSON: {error}") from error
     if not isinstance(entries, dict):
@@ -112,15 +113,7 @@ def _check_entries(path: Path, entries: dict[str, Any]) -> tuple[dict[str, Tenso
     for key, entry in entries.items():
         if refusal := bad_key(key):
             raise refusal
-        try:
-            dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            numbers_ok = all(type(number) is int and number >= 0 for number in (*shape, start, end))
-            bits = BITS[dtype] * math.prod(shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _malformed(path, f"the entry of {key!r} is not one of dtype, shape and data_offsets") from error
-        if not numbers_ok or bits % 8 or end - start != bits // 8:
-            raise _malformed(path, f"{key!r} has {end - start} bytes for {dtype} {list(shape)}")
-        tensors[key] = TensorInfo(dtype, shape)
+        tensors[key], start, end = _check_entry(path, key, entry)
         ranges.append((start, end))
     position = 0
     for start, end in sorted(ranges):
@@ -128,6 +121,22 @@ def _check_entries(path: Path, entries: dict[str, Any]) -> tuple[dict[str, Tenso
             raise _malformed(path, f"its data has a hole or an overlap at byte {min(start, position)}")
         position = end
     return tensors, position
+
+
+def _check_entry(path: Path, key: str, entry: Any) -> tuple[TensorInfo, int, int]:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        item = BITS[dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(path, f"the entry of {key!r} is not one of dtype, shape and data_offsets") from error
+    # Before anything is multiplied: a header has room for numbers whose product takes hours.
+    numbers = (*shape, start, end)
+    if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise _malformed(path, f"the entry of {key!r} has a shape or data_offsets that are no sizes")
+    bits = item * math.prod(shape)
+    if not bits or bits % 8 or end - start != bits // 8:
+        raise _malformed(path, f"{key!r} has {end - start} bytes for {dtype} {list(shape)}")
+    return TensorInfo(dtype, shape), start, end
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,9 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except OSError as error:
         raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
-    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}.") from error
+    except Exception as error:  # a mutilated pickle makes the unpickler raise whatever its stack then leads to
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path.name} cannot be read: {what}.", expected="a whole file of torch.save") from error
     return _flat(path, value)
 
 
@@ -67,7 +69,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         with path.open("rb") as file:
             started = file.read(4) == b"PK\x03\x04"
         if started:
@@ -104,22 +106,33 @@ def _flat(path: Path, value: Any) -> dict[str, torch.Tensor]:
         )
     others = [key for key, item in value.items() if not isinstance(key, str) or not isinstance(item, torch.Tensor)]
     if others:
+        kind = type(value[others[0]]).__name__
         raise CheckpointError(
-            f"{path.name} holds more than one flat state dict: {others[0]!r} is a {type(value[others[0]]).__name__}.",
+            f"{path.name} holds more than one flat state dict: {str(others[0])[:80]!r} is a {kind}.",
             expected="{name: tensor}",
             remedy="Save the adapter's state dict alone: torch.save(get_peft_model_state_dict(model), path).",
         )
     for key, tensor in value.items():
         if refusal := bad_key(key) or _bad_tensor(path, key, tensor):
             raise refusal
+    total = sum(tensor.numel() * tensor.element_size() for tensor in value.values())
+    if total > path.stat().st_size:
+        raise CheckpointError(
+            f"The tensors in {path.name} share memory: they have {total} bytes in all, more than the file.",
+            expected="tensors with bytes of their own",
+            remedy="Save the adapter again, best as .safetensors.",
+        )
     return value
 
 
 def _bad_tensor(path: Path, key: str, tensor: torch.Tensor) -> CheckpointError | None:
     import torch
 
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
-        what = "has no data" if tensor.is_meta else f"is {tensor.layout}, quantized: {tensor.is_quantized}"
+    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        kinds = {"meta": tensor.is_meta, "nested": tensor.is_nested, "quantized": tensor.is_quantized}
+        what = f"is {next((kind for kind, true in kinds.items() if true), tensor.layout)}"
+    elif tensor.numel() == 0:
+        what = f"is empty: {list(tensor.shape)}"
     elif tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         # torch.zeros(1).expand(2**40) is 1,570 bytes on disk and a terabyte once copied.
         what = f"claims {tensor.numel()} elements, more than the file has bytes for"

@@ -2,7 +2,7 @@
 
 The order of preference, which is never left for the next one silently if the better one is broken:
 
-1. `--step N`: the folder `checkpoint-N`, read by these rules
+1. `--step N`: the folder `checkpoint-N`, read by these rules, or as a PEFT folder
 2. `pytorch_lora_weights.safetensors`, then `.bin` (diffusers.loaders.lora_base)
 3. the only `.safetensors` file in it, or, without any, the only `.bin`, `.pt`, `.pth` or `.ckpt`
 
@@ -15,16 +15,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.base import FINAL_NAMES, STEP, Contents, NotMyKindError, Wish
 from adapterline.checkpoints.containers.peft_folder import CONFIG_NAME, PeftFolder
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
 from adapterline.checkpoints.containers.torch_zip import SUFFIXES, TorchFile
 from adapterline.checkpoints.stated import card_base
 from adapterline.errors import CheckpointError
 
-FINAL_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
-_STEP = re.compile(r"checkpoint-(\d+)")
-_STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|dl_state|random_states|rng_state|training_args|custom_checkpoint)\b.*")
+_STATE = re.compile(
+    r"(optimizer|scheduler|scaler|sampler|dl_state|random_states|rng_state|training_args|custom_checkpoint)\b.*"
+)
 _EMBEDDINGS = re.compile(r".*_emb\.safetensors|learned_embeds.*\.(safetensors|bin)")
 
 
@@ -44,7 +44,7 @@ class TrainingFolder:
                     f"{path.name} has no checkpoint-{wish.step}.", expected=f"one of the steps {_listed(steps)}"
                 )
             return replace(self._chosen(path / f"checkpoint-{wish.step}"), step=wish.step)
-        own = _STEP.fullmatch(path.name)
+        own = STEP.fullmatch(path.name)
         return replace(self._final(path, steps), step=int(own[1]) if own else None)
 
     def _chosen(self, folder: Path) -> Contents:
@@ -67,7 +67,7 @@ class TrainingFolder:
 
 def steps_of(path: Path) -> list[int]:
     """The N of every folder `checkpoint-N` in it, sorted."""
-    matches = [_STEP.fullmatch(entry.name) for entry in path.iterdir() if entry.is_dir()]
+    matches = [STEP.fullmatch(entry.name) for entry in path.iterdir() if entry.is_dir()]
     return sorted(int(match[1]) for match in matches if match)
 
 

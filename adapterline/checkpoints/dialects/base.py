@@ -43,6 +43,14 @@ class Entry:
     part: Part
 
 
+@dataclass(frozen=True)
+class Stated:
+    """A LoraConfig that is about one component, and where it was found."""
+
+    config: Mapping[str, Any]
+    where: str
+
+
 class Dialect(Protocol):
     """Reads the keys of one kind of file."""
 
@@ -59,6 +67,20 @@ class Dialect(Protocol):
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """How the checkpoint states the scales of a component; None if it does not."""
         ...
+
+    def stated(self, readable: Readable, component: str | None) -> Stated | None:
+        """The LoraConfig that the checkpoint has for a component; None if it has none."""
+        ...
+
+
+def stated_beside(readable: Readable, component: str | None) -> Stated:
+    """The adapter_config.json of a component, or the one for all. CheckpointError if there is neither."""
+    for name in (component or "", ""):
+        if name in readable.configs:
+            return Stated(readable.configs[name], f"{name}/adapter_config.json" if name else "adapter_config.json")
+    raise CheckpointError(
+        f"No adapter_config.json is there for {component}.", expected="one for every component that has tensors"
+    )
 
 
 def collect(readable: Readable, entry_of: Callable[[str], Entry | None]) -> dict[str, Entry]:

@@ -4,8 +4,9 @@
     unet.down_blocks.0. ... .to_q.lora.down.weight                      convert_state_dict_to_diffusers, SD and SDXL
     text_encoder. ... .q_proj.lora_linear_layer.down.weight             the same, text encoders
 
-The scale is in the header's `lora_adapter_metadata` (diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY): a LoraConfig
-for each component, its keys prefixed by the component's name. Without it the scale is 1: that is what the format means.
+The scale is in the header's `lora_adapter_metadata` (diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY): a
+LoraConfig for each component, its keys prefixed by the component's name. Without it the scale is 1: that is what the
+format means.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import re
 from typing import Any
 
 from adapterline.checkpoints.containers.base import NotMyKindError
-from adapterline.checkpoints.dialects.base import Entry, Part, Readable, ScaleRule, collect
+from adapterline.checkpoints.dialects.base import (
+    Entry,
+    Part,
+    Readable,
+    ScaleRule,
+    Stated,
+    collect,
+    stated_beside,
+)
 from adapterline.checkpoints.scales import from_peft_config, unit
 from adapterline.errors import CheckpointError
 from adapterline.families import COMPONENT_NAMES
@@ -50,9 +59,22 @@ class Diffusers:
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""
+        stated = self.stated(readable, component)
+        return from_peft_config(stated.config, stated.where) if stated else unit
+
+    def stated(self, readable: Readable, component: str | None) -> Stated | None:
+        """See `Dialect.stated`. An adapter_config.json lies beside the file, or a user names one for a lost header."""
         metadata = adapter_metadata(readable)
+        if metadata and readable.configs:
+            raise CheckpointError(
+                f"The scale is stated twice: by the header's {METADATA_KEY} and by an adapter_config.json.",
+                expected="one of them",
+                remedy="Export the file alone, without the configuration, if the header is right.",
+            )
+        if readable.configs:
+            return stated_beside(readable, component)
         if not metadata:
-            return unit
+            return None
         prefix = f"{component}."
         config = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
         if not config:
@@ -61,7 +83,7 @@ class Diffusers:
                 expected="a configuration of every component",
                 remedy="diffusers refuses such a file too; save it with the metadata of all components.",
             )
-        return from_peft_config(config, f"the header's {METADATA_KEY} of {component}")
+        return Stated(config, f"the header's {METADATA_KEY} of {component}")
 
 
 def adapter_metadata(readable: Readable) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """PEFT's keys: `base_model.model.{module}.lora_A.weight`, or the same without `base_model.model.`.
 
-PEFT writes the first; `get_peft_model_state_dict` of a model that diffusers' `add_adapter` adapted gives the second, and
-so does diffusers' `ModelMixin.save_lora_adapter`, which puts its LoraConfig into the header. The scale is in
+PEFT writes the first; `get_peft_model_state_dict` of a model that diffusers' `add_adapter` adapted gives the second,
+and so does diffusers' `ModelMixin.save_lora_adapter`, which puts its LoraConfig into the header. The scale is in
 `adapter_config.json`; a state dict alone does not say it.
 """
 
@@ -10,10 +10,17 @@ from __future__ import annotations
 import re
 
 from adapterline.checkpoints.containers.base import NotMyKindError
-from adapterline.checkpoints.dialects.base import Entry, Part, Readable, ScaleRule, collect
+from adapterline.checkpoints.dialects.base import (
+    Entry,
+    Part,
+    Readable,
+    ScaleRule,
+    Stated,
+    collect,
+    stated_beside,
+)
 from adapterline.checkpoints.dialects.diffusers import METADATA_KEY, adapter_metadata
 from adapterline.checkpoints.scales import from_peft_config
-from adapterline.errors import CheckpointError
 from adapterline.families import COMPONENT_NAMES
 
 SUFFIXES: dict[str, Part] = {
@@ -35,9 +42,10 @@ class Peft:
 
     def entries(self, readable: Readable) -> dict[str, Entry]:
         """See `Dialect.entries`."""
-        for component, config in readable.configs.items():
+        for component in readable.configs:
             # The type decides how the keys are to be read, so its refusal comes before theirs.
-            from_peft_config(config, _where(component))
+            stated = stated_beside(readable, component)
+            from_peft_config(stated.config, stated.where)
         if any("base_model.model." in key for key in readable.tensors):
             return collect(readable, _prefixed)
         if not any(_BARE.fullmatch(key) for key in readable.tensors):
@@ -48,19 +56,15 @@ class Peft:
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""
-        if component in readable.configs:
-            return from_peft_config(readable.configs[component], _where(component))
-        if "" in readable.configs:
-            return from_peft_config(readable.configs[""], _where(""))
-        if metadata := adapter_metadata(readable):
-            return from_peft_config(metadata, f"the header's {METADATA_KEY}")
+        stated = self.stated(readable, component)
+        return from_peft_config(stated.config, stated.where) if stated else None
+
+    def stated(self, readable: Readable, component: str | None) -> Stated | None:
+        """See `Dialect.stated`."""
         if readable.configs:
-            raise CheckpointError(f"No adapter_config.json is there for {component}.")
-        return None
-
-
-def _where(component: str) -> str:
-    return f"{component}/adapter_config.json" if component else "adapter_config.json"
+            return stated_beside(readable, component)
+        metadata = adapter_metadata(readable)
+        return Stated(metadata, f"the header's {METADATA_KEY}") if metadata else None
 
 
 def _prefixed(key: str) -> Entry | None:

@@ -1,0 +1,48 @@
+"""The JSON Schemas of what is published, made from the models: `python -m adapterline.schemas docs/schemas`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from adapterline.errors import UsageError, from_os_error
+from adapterline.values import LineageRecord, Manifest, canonical_json
+
+#: File name -> the model whose JSON it describes.
+SCHEMAS: dict[str, type[BaseModel]] = {"manifest-v1.json": Manifest, "record-v1.json": LineageRecord}
+#: The dialect that pydantic writes.
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema_bytes(model: type[BaseModel]) -> bytes:
+    """The schema of the JSON that the model is written as, by alias, in canonical form."""
+    return canonical_json({"$schema": _DIALECT, **model.model_json_schema(mode="serialization", by_alias=True)})
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Writes every schema into `folder`; gives where they lie. MachineError if the disk fails."""
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, model in SCHEMAS.items():
+            (folder / name).write_bytes(schema_bytes(model))
+            written.append(folder / name)
+    except OSError as error:
+        raise from_os_error(error, f"Writing the schemas to {folder}") from error
+    return written
+
+
+def main() -> None:
+    """The entry point of `python -m adapterline.schemas FOLDER`."""
+    if len(sys.argv) != 2:
+        raise UsageError(
+            "python -m adapterline.schemas takes one argument.", expected="the folder to write to, docs/schemas"
+        )
+    for path in write_schemas(Path(sys.argv[1])):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
