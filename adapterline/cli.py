@@ -40,7 +40,7 @@ def main() -> None:
     _quiet_libraries()
     wants_json = "--json" in sys.argv[1:]
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(UsageError(str(error).strip(), remedy="See adapterline --help."), wants_json)
     except AdapterlineError as error:
@@ -286,6 +286,10 @@ class _Steps(logging.Handler):
             print(f"  {record.getMessage()}", file=sys.stderr, flush=True)
 
 
+#: One, so that adding it again changes nothing.
+_STEPS = _Steps()
+
+
 def _prepare_prefect(show_steps: bool) -> None:
     """Prefect's own log lines stay out of the terminal; what the steps say goes there if somebody is watching."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -294,8 +298,7 @@ def _prepare_prefect(show_steps: bool) -> None:
 
     setup_logging()
     if show_steps:
-        for name in ("prefect.task_runs", "prefect.flow_runs"):
-            logging.getLogger(name).addHandler(_Steps())
+        logging.getLogger("prefect.task_runs").addHandler(_STEPS)
 
 
 def _quiet_libraries() -> None:

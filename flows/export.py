@@ -85,5 +85,3 @@ def export_adapter(
             release.with_options(**patient)(made, receipt, order_of(source, run)) for receipt in receipts
         ]
         return record(journal.exported())
-
-

@@ -1,0 +1,1 @@
+"""The steps of the line, one file each: policy, logging and one call into `adapterline`."""

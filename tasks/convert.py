@@ -14,6 +14,8 @@ from tasks.policy import IN_PROCESS, TAGS, say
 def convert(adapter: Adapter, base: Base, options: ExportOptions) -> Plan:
     """See `adapterline.layouts.convert`."""
     plan = layouts.convert(adapter, base, options)
-    done = "; ".join(f"{transform.component}: {transform.detail}" for transform in plan.transforms) or "nothing to change"
+    done = (
+        "; ".join(f"{transform.component}: {transform.detail}" for transform in plan.transforms) or "nothing to change"
+    )
     say(f"convert: {', '.join(file.layout for file in plan.files)} ({done})")
     return plan

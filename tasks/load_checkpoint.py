@@ -17,8 +17,8 @@ def load_checkpoint(uri: str, options: ExportOptions, folder: Path) -> Source:
     """See `adapterline.checkpoints.load_checkpoint`. `folder` is for what has to be fetched."""
     source = checkpoints.load_checkpoint(uri, options, folder)
     say(
-        f"load-checkpoint: {source.name} is a {source.container} in {source.dialect} keys, {len(source.tensors)} tensors, "
-        f"digest {source.digest[:12]}"
+        f"load-checkpoint: {source.name} is a {source.container} in {source.dialect} keys, "
+        f"{len(source.tensors)} tensors, digest {source.digest[:12]}"
     )
     return source
 

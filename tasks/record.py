@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from adapterline.lineage.records import open_records
 from adapterline.package.card import snippet
@@ -23,34 +23,43 @@ def record(entry: LineageRecord) -> LineageRecord:
 
 
 def _create_artifacts(entry: LineageRecord) -> None:
-    """One key holds one type: `-record` is markdown, `-checks` a table, `-places` links."""
+    """`-record` and `-places` are markdown, `-checks` is a table.
+
+    One key holds one type, and shows its newest version alone: so all links are in one artifact. (Prefect's own link
+    artifact is markdown with one link.)
+    """
     manifest = entry.manifest
     assert manifest is not None
     key = slug(manifest.name)
-    create_markdown_artifact(_markdown(entry), key=f"{key}-record", description=f"{manifest.name} {manifest.digest[:12]}")
+    create_markdown_artifact(
+        _markdown(entry), key=f"{key}-record", description=f"{manifest.name} {manifest.digest[:12]}"
+    )
     rows = [
-        {"check": c.name, "component": c.component or "", "observed": str(c.observed), "limit": str(c.limit), "passed": c.passed}
+        {
+            "check": c.name,
+            "component": c.component or "",
+            "observed": str(c.observed),
+            "limit": str(c.limit),
+            "passed": c.passed,
+        }
         for c in manifest.validation.checks
     ]
     create_table_artifact(rows, key=f"{key}-checks", description=f"{manifest.name}: {len(rows)} checks")
-    for publication in entry.publications:
-        create_link_artifact(
-            publication.url,
-            link_text=f"{manifest.name} {manifest.digest[:12]} at {publication.receipt.destination}",
-            key=f"{key}-places",
-            description=f"latest {publication.latest}",
-        )
+    create_markdown_artifact(_places(entry), key=f"{key}-places", description=f"where {manifest.name} is published")
 
 
 def _markdown(entry: LineageRecord) -> str:
     manifest = entry.manifest
     assert manifest is not None
-    places = "\n".join(f"- {p.url} (latest {p.latest})" for p in entry.publications) or "- nowhere: a dry run"
     load = entry.publications[0].load if entry.publications else "the exported folder"
     return (
         f"# {manifest.name} `{manifest.digest[:12]}`\n\n"
         f"{manifest.family}, {', '.join(manifest.components)}, from `{manifest.source.digest[:12]}`\n\n"
-        f"## Published\n\n{places}\n\n"
+        f"## Published\n\n{_places(entry)}\n\n"
         f"## Load\n\n```python\n{snippet(manifest.loads, load, None)}\n```\n\n"
         f"## Record\n\n```json\n{entry.model_dump_json(indent=2)}\n```\n"
     )
+
+
+def _places(entry: LineageRecord) -> str:
+    return "\n".join(f"- [{p.url}]({p.url}) (latest {p.latest})" for p in entry.publications) or "- nowhere: a dry run"

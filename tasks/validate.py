@@ -43,9 +43,7 @@ def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
     persist_result=True,
     result_serializer="json",
 )
-def validate(
-    bundle: Bundle, source: Source, base: Base, options: ExportOptions, scratch: Scratch
-) -> ValidationReport:
+def validate(bundle: Bundle, source: Source, base: Base, options: ExportOptions, scratch: Scratch) -> ValidationReport:
     """See `adapterline.validation.validate_bundle`. ValidationFailedError, with the report, if a check fails."""
     again = checkpoints.reopen(source, options)
     report = validation.validate_bundle(bundle, scratch.folder(bundle.digest), again, base, options)

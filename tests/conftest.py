@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,27 @@ os.environ |= {
     "DIFFUSERS_VERBOSITY": "error",
 }
 
-pytest_plugins = ["tests.bases", "tests.s3_fixtures"]
+pytest_plugins = ["tests.bases", "tests.prefect_fixtures", "tests.s3_fixtures"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A base and what a real training run on it left."""
+
+    base: Path
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The demo's pipeline, and the PEFT adapters of its UNet and text encoder. Read only."""
+    from adapterline.demo.base import build_base
+    from adapterline.demo.train import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    build_base(folder / "base")
+    train(folder / "base", folder / "checkpoint")
+    return Trained(folder / "base", folder / "checkpoint")
 
 
 @pytest.fixture
@@ -29,13 +49,3 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ADAPTERLINE_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("ADAPTERLINE_RETRY_SECONDS", "0")
     return tmp_path / "records"
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
-    """A real Prefect server with an empty database; gives the URL of its API."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
