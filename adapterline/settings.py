@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from adapterline.errors import UsageError
 
 
 def _home(variable: str, default: str) -> Path:
@@ -36,6 +39,19 @@ class Settings(BaseSettings):
     retries: int = Field(3, ge=0, le=10, description="of loading and uploading, on transient faults")
     retry_seconds: float = Field(10, ge=0, description="the first pause; each further one is twice as long")
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "_".join(str(part) for part in first["loc"])
+            raise UsageError(
+                f"The setting {name} is {first['input']!r}: {first['msg']}.",
+                remedy=f"Correct ADAPTERLINE_{name.upper()}, or {name} in adapterline.toml.",
+            ) from error
+        except ValueError as error:  # the settings file is no TOML
+            raise UsageError(f"adapterline.toml cannot be read: {error}.", expected="TOML") from error
 
     @classmethod
     def settings_customise_sources(

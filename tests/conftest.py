@@ -19,7 +19,7 @@ os.environ |= {
     "DIFFUSERS_VERBOSITY": "error",
 }
 
-pytest_plugins = ["tests.bases", "tests.prefect_fixtures", "tests.s3_fixtures"]
+pytest_plugins = ["tests.bases", "tests.hub_fixtures", "tests.prefect_fixtures", "tests.s3_fixtures"]
 
 
 @dataclass(frozen=True)

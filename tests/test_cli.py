@@ -39,9 +39,7 @@ class Answer:
 
 
 @pytest.fixture
-def run(
-    records: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Answer]:
+def run(records: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Runs a command in this process."""
 
     def call(*arguments: str | Path) -> Answer:
@@ -73,7 +71,9 @@ def assert_refused(answer: Answer, code: int, *words: str) -> None:
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_export_prints_the_record_and_how_to_load_it(run: Callable[..., Answer], trained: Trained, tmp_path: Path) -> None:
+def test_export_prints_the_record_and_how_to_load_it(
+    run: Callable[..., Answer], trained: Trained, tmp_path: Path
+) -> None:
     answer = run("export", trained.checkpoint, "--base", trained.base, "--to", tmp_path / "out", "--name", "dog")
     assert answer.code == 0, answer.err
     assert answer.out.startswith("exported: dog ")
@@ -224,7 +224,16 @@ def test_destinations_that_do_not_answer_or_forbid_are_5_and_leave_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ADAPTERLINE_RETRIES", "0")
-    arguments = ("export", trained.checkpoint, "--base", trained.base, "--to", tmp_path / "out", "--to", f"s3://{bucket}/x")
+    arguments = (
+        "export",
+        trained.checkpoint,
+        "--base",
+        trained.base,
+        "--to",
+        tmp_path / "out",
+        "--to",
+        f"s3://{bucket}/x",
+    )
     for name, value in seaweedfs.environment(READER).items():
         monkeypatch.setenv(name, value)
     assert_refused(run(*arguments), 5, bucket)
@@ -276,7 +285,9 @@ def test_errors_are_json_too(run: Callable[..., Answer], tmp_path: Path) -> None
     assert "does not exist" in answer.document["found"]
 
 
-def test_progress_is_shown_on_a_terminal_alone(prefect_api: str, trained: Trained, records: Path, tmp_path: Path) -> None:
+def test_progress_is_shown_on_a_terminal_alone(
+    prefect_api: str, trained: Trained, records: Path, tmp_path: Path
+) -> None:
     # A dtype of its own: what another test has proven is remembered, and would not be shown.
     arguments = ["export", str(trained.checkpoint), "--base", str(trained.base), "--dry-run", "--dtype", "float16"]
     controller, terminal = pty.openpty()

@@ -22,6 +22,7 @@ from adapterline.families.base import Base
 from adapterline.families.skeleton import targets
 from adapterline.layouts.base import LayoutPlan
 from adapterline.layouts.scale import Fold, fold, keep, torch_dtype
+from adapterline.parallel import each_value
 from adapterline.values import WEIGHT_NAME, Adapter, ExportOptions, FilePlan, LoadCall, TensorPlan, Transform
 
 #: safetensors' names of what a user may ask for.
@@ -42,10 +43,8 @@ class Diffusers:
         needs_metadata = options.scale == "header"
         for component, deltas in adapter.components.items():
             _check_uniform(component, deltas)
-            folds = {
-                module: keep(requested, delta) if options.scale == "header" else fold(delta, requested)
-                for module, delta in deltas.items()
-            }
+            decide = keep if options.scale == "header" else fold
+            folds = each_value(partial(decide, requested=requested), deltas)
             for module, delta in deltas.items():
                 tensors |= _tensors(base.family, component, module, delta, folds[module])
             transforms += _transforms(component, deltas, folds, requested)

@@ -46,7 +46,7 @@ def fold(delta: LowRank, requested: str | None) -> Fold:
     return Fold(0, 1.0, "F32", promoted=True)
 
 
-def keep(requested: str | None, delta: LowRank) -> Fold:
+def keep(delta: LowRank, requested: str | None) -> Fold:
     """No folding: the scale stays in the header, the factors are at most cast."""
     if requested is None:
         return Fold(0, delta.scale, None)
@@ -86,7 +86,12 @@ def _lost(tensor: torch.Tensor, factor: float, dtype: torch.dtype | None) -> int
     if factor == 1.0 and dtype is None:
         return 0
     info = torch.finfo(dtype or tensor.dtype)
-    size = tensor.double().abs() * factor
+    size = tensor.abs()
+    largest = float(size.max()) * factor
+    smallest = float(torch.where(size > 0, size, torch.inf).min()) * factor
+    if info.tiny <= smallest and largest <= info.max:
+        return 0  # as nearly always but in fp16
+    size = size.double() * factor
     small = (size < info.tiny) & (tensor != 0)
     if dtype is None:
         small &= tensor.abs() >= info.tiny  # what is subnormal already is not lost by this

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from adapterline.deltas import DTYPES, LowRank, power_between, relative_error
+from adapterline.parallel import each_value
 from adapterline.validation import tolerances
 from adapterline.validation.consumer import Loaded, LoadedLayer
 from adapterline.validation.findings import Findings
@@ -73,10 +74,9 @@ def _check_factors(
     found: Mapping[str, LoadedLayer],
     dtypes: Mapping[str, str],
 ) -> None:
-    wrong = {}
-    for module, dtype in dtypes.items():
-        if reason := _factors_differ(wanted[module], found[module], dtype):
-            wrong[module] = reason
+    rows = {module: (wanted[module], found[module], dtype) for module, dtype in dtypes.items()}
+    reasons = each_value(lambda row: _factors_differ(*row), rows)
+    wrong = {module: reason for module, reason in reasons.items() if reason}
     findings.none_of("factors, bit by bit", wrong, component, len(dtypes))
 
 
@@ -107,12 +107,17 @@ def _factors_differ(wanted: LowRank, layer: LoadedLayer, dtype: str) -> str:
 
 
 def _differing(after: torch.Tensor | None, before: torch.Tensor | None) -> str:
+    import torch
+
     if after is None or before is None:
         return "" if after is before else f"(there: {after is not None}, trained: {before is not None})"
     if after.numel() != before.numel():
         return f"({after.numel()} values, trained {before.numel()})"
-    unequal = int((after.detach().flatten().double() != before.flatten().double()).sum())
-    return f"in {unequal} of {before.numel()} elements" if unequal else ""
+    found, wanted = after.detach().flatten(), before.flatten().to(after.dtype)
+    if torch.equal(found, wanted):
+        return ""
+    unequal = int((found != wanted).sum())  # NaN equals nothing, itself included
+    return f"in {unequal} of {before.numel()} elements"
 
 
 def _check_change(
@@ -124,11 +129,10 @@ def _check_change(
     requested: str | None,
 ) -> None:
     """One check for each limit that occurs: modules that were promoted to fp32 have their own."""
+    found_errors = each_value(lambda row: _error(*row), {module: (found[module], wanted[module]) for module in dtypes})
     by_limit: dict[float, dict[str, float]] = {}
     for module, dtype in dtypes.items():
-        delta = found[module].delta
-        error = math.inf if delta.a.is_meta or delta.b.is_meta else relative_error(delta, wanted[module])
-        by_limit.setdefault(tolerances.limit(dtype, dtype == requested), {})[module] = error
+        by_limit.setdefault(tolerances.limit(dtype, dtype == requested), {})[module] = found_errors[module]
     for limit, errors in sorted(by_limit.items()):
         findings.that(
             "effect (relative change of the weight)",
@@ -138,3 +142,8 @@ def _check_change(
             component=component,
             modules=[module for module, error in errors.items() if not error <= limit],
         )
+
+
+def _error(layer: LoadedLayer, wanted: LowRank) -> float:
+    on_meta = layer.delta.a.is_meta or layer.delta.b.is_meta
+    return math.inf if on_meta else relative_error(layer.delta, wanted)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from adapterline.families.base import Base
 from adapterline.families.skeleton import targets
+from adapterline.parallel import each, each_value
 from adapterline.validation.consumer import Loaded, LoadedLayer
 from adapterline.validation.findings import Findings
 
@@ -37,8 +38,8 @@ def _check_component(findings: Findings, component: str, layers: Mapping[str, Lo
     on_meta = {module for module, found in tensors.items() if any(tensor.is_meta for tensor in found)}
     findings.none_of("has data (not on the meta device)", on_meta, component, total)
     real = {module: found for module, found in tensors.items() if module not in on_meta}
-    infinite = {module for module, found in real.items() if not all(bool(tensor.isfinite().all()) for tensor in found)}
-    findings.none_of("finite", infinite, component, total)
+    finite = each_value(lambda found: all(bool(tensor.isfinite().all()) for tensor in found), real)
+    findings.none_of("finite", {module for module, passed in finite.items() if not passed}, component, total)
     findings.none_of("active after loading", {m for m, layer in layers.items() if not layer.active}, component, total)
     wrong = {
         module: f"is {list(layer.delta.shape)}, in the model {known[module].shape if module in known else 'not there'}"
@@ -46,7 +47,7 @@ def _check_component(findings: Findings, component: str, layers: Mapping[str, Lo
         if module not in known or layer.delta.shape != known[module].shape
     }
     findings.none_of("shape of the model", wrong, component, total)
-    alive = sum(bool((layer.delta.b != 0).any()) for module, layer in layers.items() if module in real)
+    alive = sum(each(lambda module: bool(layers[module].delta.b.any()), real))
     findings.that(
         "alive (some B is not zero)", alive > 0, observed=f"{alive} of {total}", limit="at least 1", component=component
     )

@@ -1,4 +1,4 @@
-"""The folder destination: nothing before release, all of it after, and a crash anywhere is completed by the next run."""
+"""The folder destination: nothing before release, all of it after, and what crashed is completed by the next run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,7 +143,7 @@ class Crash(BaseException):
 
 
 @pytest.fixture(params=["before", "after"])
-def crashing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def crashing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every call that changes the file system counts down; at zero the process "dies" before or after it."""
     left = [10**6]
 
@@ -166,7 +165,7 @@ def crashing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         counted(os, name)
     for name in ("rename", "replace", "mkdir"):
         counted(Path, name)
-    yield left
+    return left
 
 
 def test_a_crash_at_any_step_leaves_all_or_nothing_and_is_completed(

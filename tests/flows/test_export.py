@@ -200,7 +200,13 @@ def test_a_remembered_proof_does_not_count_for_other_bytes(
 
     made = run_line(trained.checkpoint, trained.base, tmp_path)
     scratch = Scratch(tmp_path / "scratch", 10**9, 1e6)
-    given = {"bundle": made.bundle, "source": made.source, "base": made.base, "options": made.options, "scratch": scratch}
+    given = {
+        "bundle": made.bundle,
+        "source": made.source,
+        "base": made.base,
+        "options": made.options,
+        "scratch": scratch,
+    }
     key = _cache_key(None, given)
     assert key == _cache_key(None, given)
     file = made.folder / WEIGHT_NAME
@@ -281,7 +287,9 @@ def test_a_refusal_publishes_nothing_and_leaves_a_record(
     assert "is empty" in record.error
 
 
-def test_a_bad_name_and_a_bad_destination_are_usage_errors(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
+def test_a_bad_name_and_a_bad_destination_are_usage_errors(
+    export: Callable[..., LineageRecord], tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="cannot be used"):
         export(tmp_path / "out", name="../evil")
     with pytest.raises(UsageError, match="no known scheme"):
@@ -341,7 +349,11 @@ def test_a_run_that_is_killed_is_completed_by_the_next_one(
         """
     )
     result = subprocess.run(
-        [sys.executable, "-c", child], cwd=Path(__file__).parents[2], env=dict(os.environ), check=False, capture_output=True
+        [sys.executable, "-c", child],
+        cwd=Path(__file__).parents[2],
+        env=dict(os.environ),
+        check=False,
+        capture_output=True,
     )
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()[-2000:]
     assert not (tmp_path / "second" / "sks-dog").exists()

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 NO_COMMIT = "0" * 40
@@ -65,13 +66,29 @@ class Repository:
         self._path = path
 
     @classmethod
-    def create(cls, path: Path) -> Repository:
-        """FileExistsError if there is one."""
-        path.mkdir(parents=True)
-        repository = cls(path)
+    def create(cls, path: Path, *, private: bool = False) -> Repository:
+        """Appears whole. FileExistsError if there is one."""
+        if path.exists():
+            raise FileExistsError(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        repository = cls(Path(tempfile.mkdtemp(dir=path.parent)))
         repository._git("init", "--quiet", "--bare", "--initial-branch=main", ".")
-        repository.swap("refs/heads/main", repository.commit(None, {".gitattributes": GITATTRIBUTES.encode()}, "initial commit"))
+        first = repository.commit(None, {".gitattributes": GITATTRIBUTES.encode()}, "initial commit")
+        repository.swap("refs/heads/main", first)
+        repository.private = private
+        repository._path = repository._path.rename(path)
         return repository
+
+    @property
+    def private(self) -> bool:
+        return (self._path / "private").exists()
+
+    @private.setter
+    def private(self, private: bool) -> None:
+        if private:
+            (self._path / "private").touch()
+        else:
+            (self._path / "private").unlink(missing_ok=True)
 
     def find(self, revision: str) -> str | None:
         """The commit id of a revision."""
@@ -101,14 +118,14 @@ class Repository:
         """The entries below a folder, or the one file of that path."""
         names = ["-r"] if recursive else []
         places = [f"{under}/", under] if under else []
-        lines = self._git("ls-tree", "-z", "-l", *names, commit, "--", *places).split(b"\0")
+        lines = _unchanging(self._path, "ls-tree", "-z", "-l", *names, commit, "--", *places).split(b"\0")
         return [self._entry(*line.split(b"\t", 1)) for line in lines if line]
 
     def file(self, commit: str, path: str) -> Entry | None:
         return next((entry for entry in self.tree(commit, path) if entry.path == path), None)
 
     def blob(self, oid: str) -> bytes:
-        return self._git("cat-file", "blob", oid)
+        return _unchanging(self._path, "cat-file", "blob", oid)
 
     def lfs_paths(self, commit: str, paths: Iterable[str]) -> set[str]:
         """Those of the paths that .gitattributes of that commit wants in the LFS store."""
@@ -154,16 +171,28 @@ class Repository:
         return Entry(path.decode(), kind, oid, length, pointer)
 
     def _try(self, *arguments: str) -> bool:
-        return self._run(arguments).returncode == 0
+        return _run(self._path, arguments).returncode == 0
 
-    def _git(self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, check: bool = True) -> bytes:
-        done = self._run(arguments, stdin, env)
-        if check and done.returncode:
-            raise RuntimeError(f"git {' '.join(arguments)}: {done.stderr.decode()}")
-        return done.stdout
+    def _git(
+        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, check: bool = True
+    ) -> bytes:
+        return _output(_run(self._path, arguments, stdin, env), check)
 
-    def _run(
-        self, arguments: Iterable[str], stdin: bytes = b"", env: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        command = ["git", "-C", str(self._path), *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, env={**_ENVIRONMENT, **(env or {})})
+
+@lru_cache(maxsize=10_000)
+def _unchanging(path: Path, *arguments: str) -> bytes:
+    """For what is named by its id: git is a process for each answer, and tests ask for the same thing often."""
+    return _output(_run(path, arguments), check=True)
+
+
+def _output(done: subprocess.CompletedProcess[bytes], check: bool) -> bytes:
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, done.args))}: {done.stderr.decode()}")
+    return done.stdout
+
+
+def _run(
+    path: Path, arguments: Iterable[str], stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = ["git", "-C", str(path), *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, env={**_ENVIRONMENT, **(env or {})})

@@ -27,7 +27,7 @@ def open_container(path: Path, wish: Wish) -> Contents:
 
 def _open(path: Path, wish: Wish) -> Contents:
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist.", expected="a checkpoint file or folder")
+        raise CheckpointError(f"{str(path)!r} does not exist.", expected="a checkpoint file or folder")
     if path.is_file() and path.stat().st_size == 0:
         raise CheckpointError(f"{path.name} is empty.", expected="a checkpoint")
     reasons = []

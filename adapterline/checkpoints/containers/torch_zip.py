@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -55,7 +56,8 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
     except Exception as error:  # a mutilated pickle makes the unpickler raise whatever its stack then leads to
-        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        # Its words may quote the file, and a terminal would obey what is in there.
+        what = re.sub(r"[^ -~]", "?", (str(error).splitlines() or [type(error).__name__])[0][:200])
         raise CheckpointError(f"{path.name} cannot be read: {what}.", expected="a whole file of torch.save") from error
     return _flat(path, value)
 

@@ -1,0 +1,11 @@
+"""All of them, one after the other: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+from benchmarks import serialize
+
+BENCHMARKS = (serialize,)
+
+if __name__ == "__main__":
+    for benchmark in BENCHMARKS:
+        benchmark.main()

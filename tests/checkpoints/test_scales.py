@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from adapterline.checkpoints.scales import from_alpha, from_peft_config, unit
+from adapterline.errors import CheckpointError
+
+PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = torch.nn.Linear(4, 4)
+        self.to_out = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Dropout(0.0)])
+        self.proj_out = torch.nn.Linear(4, 4)
+
+
+class Net(torch.nn.Module):
+    """Names that are the end of other names, and a number with two digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Block() for _ in range(12)])
+        self.proj_out = torch.nn.Linear(4, 4)
+        self.to_q = torch.nn.Linear(4, 4)
+
+
+TARGETS = ["to_q", "to_out.0", "proj_out"]
+PATTERNS = [
+    "to_q",
+    "blocks.1.to_q",
+    "^proj_out",
+    "^blocks.1.to_q",
+    r"blocks\.[0-3]\.to_q",
+    r"blocks.*proj_out",
+    r"^blocks\.\d\.to_out\.0",
+    "to_out.0",
+    "out",
+    "locks.1.to_q",
+    "blocks.1",
+    "to_q|proj_out",
+    ".*",
+    "^",
+]
+
+
+def pefts_own(**settings_: Any) -> tuple[dict[str, Any], dict[str, tuple[int, float]]]:
+    """(the configuration as it is saved, rank and scaling of every layer as peft computes them)."""
+    config = LoraConfig(target_modules=TARGETS, **settings_)
+    model = get_peft_model(Net(), config)
+    layers = {
+        name.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
+        for name, module in model.named_modules()
+        if hasattr(module, "scaling")
+    }
+    saved = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in model.peft_config["default"].to_dict().items()
+    }
+    return saved | {"peft_type": "LORA"}, layers
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*rslora.*", "ignore:.*RSLora.*", "ignore:.*use_rslora.*", "ignore:.*did not match.*"
+)
+@settings(max_examples=60, deadline=None)
+@given(
+    r=st.integers(1, 9),
+    alpha=st.integers(1, 40),
+    ranks=st.dictionaries(st.sampled_from(PATTERNS), st.integers(1, 9), max_size=3),
+    alphas=st.dictionaries(st.sampled_from(PATTERNS), st.integers(1, 40), max_size=3),
+    rslora=st.booleans(),
+)
+def test_scale_of_every_layer_is_what_peft_computes(
+    r: int, alpha: int, ranks: dict[str, int], alphas: dict[str, int], rslora: bool
+) -> None:
+    config, layers = pefts_own(r=r, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=alphas, use_rslora=rslora)
+    rule = from_peft_config(config, "adapter_config.json")
+    assert len(layers) == 12 * 3 + 2
+    for module, (rank, scaling) in layers.items():
+        assert rule(module, rank) == pytest.approx(scaling, rel=1e-12), module
+
+
+def test_anchored_pattern_is_for_the_whole_name_alone() -> None:
+    rule = from_peft_config(PLAIN | {"alpha_pattern": {"^proj_out": 8, "blocks.1.to_q": 4}}, "x")
+    assert rule("proj_out", 8) == 1.0
+    assert rule("blocks.0.proj_out", 8) == 2.0
+    assert rule("blocks.1.to_q", 8) == 0.5
+    assert rule("blocks.11.to_q", 8) == 2.0
+    assert rule("my_blocks.1.to_q", 8) == 2.0
+
+
+def test_rslora_divides_by_the_root_of_the_rank() -> None:
+    assert from_peft_config(PLAIN | {"use_rslora": True}, "x")("q", 8) == pytest.approx(16 / math.sqrt(8), rel=1e-15)
+
+
+def test_alpha_and_unit_are_what_they_say() -> None:
+    assert from_alpha(16)("q", 8) == 2.0
+    assert unit("q", 8) == 1.0
+
+
+def test_rank_of_the_file_and_of_the_configuration_are_the_same_or_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"q has rank 4 .* says 8"):
+        from_peft_config(PLAIN, "x")("q", 4)
+    with pytest.raises(CheckpointError, match="says 2"):
+        from_peft_config(PLAIN | {"rank_pattern": {"q": 2}}, "x")("q", 8)
+
+
+@pytest.mark.parametrize(
+    "init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "mica", "anything", ["pissa"], {"a": 1}]
+)
+def test_initialisation_that_changes_the_base_is_refused(init: Any) -> None:
+    with pytest.raises(CheckpointError, match="init_lora_weights"):
+        from_peft_config(PLAIN | {"init_lora_weights": init}, "x")
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_initialisation_that_leaves_the_base_alone_is_read(init: Any) -> None:
+    assert from_peft_config(PLAIN | {"init_lora_weights": init}, "x")("q", 8) == 2.0
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "gaussian", False])
+def test_initialisations_that_are_read_do_leave_the_base_alone(init: Any) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    model = get_peft_model(net, LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=init))
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" not in name
+    }
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("modules_to_save", ["conv_in"]),
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("bias", None),
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [1]),
+        ("layer_replication", [[0, 2]]),
+        ("trainable_token_indices", [3]),
+        ("target_parameters", ["x"]),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("corda_config", {"x": 1}),
+        ("fan_in_fan_out", True),
+        ("megatron_config", {"x": 1}),
+        ("a_setting_of_next_year", 0.5),
+        ("x" * 5000, "y" * 5000),
+    ],
+)
+def test_setting_that_may_change_the_effect_is_refused_by_name(setting: str, value: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        from_peft_config(PLAIN | {setting: value}, "x")
+    assert setting[:50] in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "ADALORA", "OFT", None, 3, "x" * 5000])
+def test_other_type_is_refused_by_name(kind: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        from_peft_config(PLAIN | {"peft_type": kind}, "x")
+    assert str(kind)[:40] in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_every_default_of_the_installed_peft_is_read() -> None:
+    config, layers = pefts_own(r=4, lora_alpha=8)
+    rule = from_peft_config(config, "x")
+    assert all(rule(module, rank) == 2.0 for module, (rank, _) in layers.items())
+
+
+@pytest.mark.parametrize("value", [None, "8", True, 0, -1, math.nan, math.inf, 10**400, [8]])
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_rank_or_alpha_that_is_no_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"number {name}"):
+        from_peft_config(PLAIN | {name: value}, "x")
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    "patterns",
+    [["q"], "q", 3, {"q": "4"}, {"q": None}, {"q": 0}, {"q": math.nan}, {"q": 10**400}]
+    + [{"(": 4}, {"(?i)q": 4}, {"a{99999999999}": 4}, {"(" * 200 + ")" * 200 + "[": 4}, {"*": 4}],
+)
+def test_pattern_that_is_none_is_refused_before_it_is_used(name: str, patterns: Any) -> None:
+    with pytest.raises(CheckpointError, match=name):
+        from_peft_config(PLAIN | {name: patterns}, "x")
