@@ -11,7 +11,6 @@ only the exporter whose manifest was taken puts its own in place of another: it 
 
 from __future__ import annotations
 
-import hashlib
 import mimetypes
 import random
 import secrets
@@ -21,7 +20,9 @@ from contextlib import AbstractContextManager, closing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
+from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, from_os_error
+from adapterline.package.card import CARD_NAME
 from adapterline.s3 import code_of, get_object, make_client, measure, parse_s3_uri, s3_errors, status_of
 from adapterline.values import (
     Bundle,
@@ -38,7 +39,6 @@ from adapterline.values import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-CARD_NAME = "README.md"
 MULTIPART_THRESHOLD = 64 << 20  # bytes
 _TRIES = 10
 
@@ -95,7 +95,7 @@ class S3Destination:
             name=package.name,
             digest=package.manifest.digest,
             location=self._uri(self._key(package)),
-            manifest_sha256=_sha256(package.manifest_bytes),
+            manifest_sha256=sha256_of_bytes(package.manifest_bytes),
             files=package.files,
             published=False,
         )
@@ -157,7 +157,7 @@ class S3Destination:
             name=package.name,
             digest=manifest.digest,
             location=self._uri(self._key(package)),
-            manifest_sha256=_sha256(data),
+            manifest_sha256=sha256_of_bytes(data),
             files=self._files(package, manifest, data),
             published=True,
         )
@@ -170,7 +170,7 @@ class S3Destination:
         if data == package.manifest_bytes:
             self._put_siblings(package)
         files = self._files(package, manifest, data)
-        receipt = receipt.model_copy(update={"manifest_sha256": _sha256(data), "files": files})
+        receipt = receipt.model_copy(update={"manifest_sha256": sha256_of_bytes(data), "files": files})
         moved = self._move_latest(latest_of(package, receipt, order))
         location = self._uri(self._key(package))
         return Publication(receipt=receipt, latest=moved, url=location, load=location)
@@ -356,10 +356,6 @@ def _tries() -> Iterator[int]:
         if attempt:
             time.sleep(random.uniform(0, min(0.05 * 2**attempt, 2)))
         yield attempt
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _describe(file: PackagedFile) -> dict[str, Any]:
