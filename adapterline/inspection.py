@@ -84,7 +84,7 @@ def _inspection(path: str, source: Source, options: ExportOptions) -> Inspection
         step=source.step,
         base=source.stated_base,
         evidence=evidence,
-        warnings=(*source.warnings, *dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 

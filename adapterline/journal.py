@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from adapterline.errors import AdapterlineError, MachineError, RefusedError, UsageError, ValidationFailedError
+from adapterline.errors import AdapterlineError, RefusedError, UsageError, ValidationFailedError
 from adapterline.lineage.records import NO_KEY
 from adapterline.values import ExportOptions, FlowRun, LineageRecord, Manifest, Publication, TrainingRun
 
@@ -61,7 +61,7 @@ class Journal:
         try:
             yield
         except Exception as error:
-            with contextlib.suppress(MachineError):
+            with contextlib.suppress(Exception):
                 keep(self._failed(error))
             raise
 

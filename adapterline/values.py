@@ -152,7 +152,6 @@ class Source:
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stated_base: str | None = None  # a Hub id that the checkpoint names; never a path
     step: int | None = None
-    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -126,8 +126,16 @@ def _agreeing(rule: ScaleRule, alpha: float, module: str, rank: int) -> float:
 
 
 def _check_kind(stated: Stated | None, component: str, layers: Layers) -> None:
-    """CheckpointError if the configuration says DoRA or lora_bias and a layer lacks its part: its effect is unknown."""
+    """CheckpointError if configuration and layers disagree on DoRA or lora_bias: the effect is not known then."""
     for setting, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
+        having = sorted(module for module, parts in layers.items() if part in parts)
+        if stated and setting in stated.config and not stated.config[setting] and having:
+            raise CheckpointError(
+                f"{stated.where} says {setting}={stated.config[setting]}, and {len(having)} of {len(layers)} layers of "
+                f"{component} have a {part} ({having[0]}).",
+                expected="a configuration that was saved with these tensors",
+                remedy="Find out which of the two is right; peft would ignore the tensors.",
+            )
         lacking = sorted(module for module, parts in layers.items() if part not in parts)
         if stated and stated.config.get(setting) and lacking:
             raise CheckpointError(

@@ -67,6 +67,11 @@ def _matching(patterns: Mapping[str, float], module: str, otherwise: float) -> f
     return otherwise
 
 
+#: A checkpoint's patterns are matched as they are, so they must not be able to backtrack without end.
+_MAX_PATTERN, _MAX_REPEATS = 300, 3
+_NESTED = re.compile(r"\)\??[*+{]")
+
+
 def _whole(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
@@ -117,6 +122,11 @@ def _patterns(config: Mapping[str, Any], name: str, where: str) -> dict[str, flo
     if not isinstance(patterns, dict) or not all(_is_number(value) for value in patterns.values()):
         raise CheckpointError(f"{where} has a {name} that is not a map of numbers: {_brief(patterns)}.")
     for pattern in patterns:
+        if len(pattern) > _MAX_PATTERN or len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS or _NESTED.search(pattern):
+            raise CheckpointError(
+                f"{where} has a {name} with {_brief(pattern)}, which can take for ever to match.",
+                expected=f"a name, or a regular expression with at most {_MAX_REPEATS} repetitions, none of a group",
+            )
         try:
             re.compile(_whole(pattern))
         except (re.error, OverflowError, RecursionError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterline.deltas import DTYPES, LowRank, relative_error
+from adapterline.errors import ConversionError
 from adapterline.validation import tolerances
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ def fold(delta: LowRank, requested: str | None) -> Fold:
     stored = delta.stored(shift, 1.0, torch_dtype(requested))
     if _fits(delta, stored) and relative_error(stored, delta) <= limit:
         return Fold(shift, 1.0, requested)
+    if not _fits(delta, delta.stored(0, 1.0, torch_dtype("F32"))):
+        raise ConversionError(
+            f"A scale of {delta.scale:g} takes the factors out of the range of float32.",
+            expected="an alpha and a rank as a trainer writes them",
+            remedy="Check the alpha of the checkpoint.",
+        )
     return Fold(0, 1.0, "F32", promoted=True)
 
 

@@ -205,6 +205,14 @@ def test_part_that_the_configuration_promises_is_there_or_the_adapter_is_refused
     assert setting in refused(adapter.folder, base("sd15"), CheckpointError)
 
 
+@pytest.mark.parametrize("setting", ["use_dora", "lora_bias"])
+def test_part_that_the_configuration_denies_is_refused(base: BaseOf, tmp_path: Path, setting: str) -> None:
+    adapter = peft_adapter(base("sd15"), "unet", tmp_path / "peft", 4, 8, UNET, **{setting: True})
+    path = adapter.folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: False}))
+    assert f"{setting}=False" in refused(adapter.folder, base("sd15"), CheckpointError)
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

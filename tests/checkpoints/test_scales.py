@@ -198,3 +198,9 @@ def test_rank_or_alpha_that_is_no_number_is_refused(name: str, value: Any) -> No
 def test_pattern_that_is_none_is_refused_before_it_is_used(name: str, patterns: Any) -> None:
     with pytest.raises(CheckpointError, match=name):
         from_peft_config(PLAIN | {name: patterns}, "x")
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", ".*.*.*.*x", "a" * 301])
+def test_a_pattern_that_can_backtrack_without_end_is_refused(pattern: str) -> None:
+    with pytest.raises(CheckpointError, match="for ever"):
+        from_peft_config({"r": 4, "lora_alpha": 4, "rank_pattern": {pattern: 8}}, "adapter_config.json")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterline.deltas import LowRank, relative_error
+from adapterline.errors import ConversionError
 from adapterline.families.base import read_base
 from adapterline.families.skeleton import targets
 from adapterline.layouts import convert
@@ -202,3 +203,16 @@ def test_every_layer_with_one_scale_is_said_once(base: Callable[[str], Path]) ->
     (said,) = planned(base("sd15"), torch.float32, (1 / 3, 1 / 3))[0].transforms
     assert (said.kind, said.modules) == ("fold-scale", ())
     assert math.isclose(float(said.detail.split()[1]), 1 / 3, rel_tol=1e-11)
+
+
+def test_the_power_of_two_goes_where_it_costs_no_bit() -> None:
+    # In fp16 B is just above the smallest normal number, and A far above: only A can take 2**-4 without a loss.
+    layer = LowRank(torch.full((4, 8), 0.5).half(), torch.full((8, 4), 7e-5).half(), 2.0**-4)
+    done = fold(layer, None)
+    assert (done.shift, done.dtype) == (-4, None)
+    assert relative_error(folded(layer), layer) == 0.0
+
+
+def test_a_scale_that_no_float32_can_take_is_refused() -> None:
+    with pytest.raises(ConversionError, match="out of the range of float32"):
+        fold(delta(1e300), None)
