@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import serialize
+from benchmarks import line, serialize
 
-BENCHMARKS = (serialize,)
+BENCHMARKS = (serialize, line)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:
