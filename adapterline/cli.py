@@ -12,11 +12,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
 from adapterline.errors import AdapterlineError, UsageError, ValidationFailedError
+from adapterline.texts import inspection_text, record_text, report_text
+
+if TYPE_CHECKING:
+    from adapterline.values import ExportOptions
+
+Made = TypeVar("Made")
 
 app = App(
     name="adapterline",
@@ -96,7 +102,7 @@ def export(
     from adapterline import api
     from adapterline.values import TrainingRun
 
-    run = TrainingRun(run_id=run_id, base_model=base_model) if run_id or base_model else None
+    run = _made(TrainingRun, run_id=run_id, base_model=base_model) if run_id or base_model else None
     options = _options(
         layouts=_split(layout),
         dtype=dtype,
@@ -110,7 +116,7 @@ def export(
     record = api.export(
         checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options
     )
-    _print(record.model_dump(mode="json"), lambda: _record_text(record, base), json)
+    _print(record.model_dump(mode="json"), lambda: record_text(record, base), json)
 
 
 @app.command
@@ -133,7 +139,7 @@ def inspect(
 
     options = _options(alpha=alpha, adapter_config=str(adapter_config) if adapter_config else None, step=step)
     found = inspect_(path, options)
-    _print(found.model_dump(mode="json"), lambda: _inspection_text(found), json)
+    _print(found.model_dump(mode="json"), lambda: inspection_text(found), json)
 
 
 @app.command
@@ -171,7 +177,7 @@ def validate(
         dtype=dtype,
     )
     report = api.validate(file, base, against, options)
-    _print(report.model_dump(mode="json") | {"passed": report.passed}, lambda: _report_text(report), json)
+    _print(report.model_dump(mode="json") | {"passed": report.passed}, lambda: report_text(report), json)
     if not report.passed:
         found = "; ".join(map(describe, report.failures))
         what = "does not do what was trained" if against else "does not load as it should"
@@ -195,14 +201,18 @@ def demo(*, out: Path = Path("demo"), json: Json = False) -> None:
     run_demo(out, prepare=lambda: _prepare_prefect(show_steps=True), as_json=json)
 
 
-def _options(**given: Any) -> Any:
-    """ExportOptions from what was given; UsageError, in the field's words, if it cannot be."""
-    from pydantic import ValidationError
-
+def _options(**given: Any) -> ExportOptions:
     from adapterline.values import ExportOptions
 
+    return _made(ExportOptions, **given)
+
+
+def _made(kind: type[Made], **given: Any) -> Made:
+    """A value from what was given; UsageError, in the option's words, if it cannot be."""
+    from pydantic import ValidationError
+
     try:
-        return ExportOptions(**{key: value for key, value in given.items() if value is not None})
+        return kind(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).removesuffix('s').replace('_', '-')}"
@@ -237,47 +247,6 @@ def _fail(error: AdapterlineError, as_json: bool) -> None:
     sys.exit(error.exit_code)
 
 
-def _record_text(record: Any, base: str | None) -> str:
-    from adapterline.package.card import snippet
-
-    manifest = record.manifest
-    lines = [f"{record.outcome}: {manifest.name} {manifest.digest[:12]} ({manifest.family})"]
-    for name, c in manifest.components.items():
-        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {c.alpha}, {c.modules} modules, {c.dtype}")
-    lines.append(f"  {len(manifest.validation.checks)} checks passed")
-    for publication in record.publications:
-        lines.append(f"  {publication.url} (latest {publication.latest})")
-    if record.publications:
-        known = base or (manifest.base.model if manifest.base.model != "unknown" else None)
-        lines += ["", snippet(manifest.loads, record.publications[0].load, known)]
-    return "\n".join(lines)
-
-
-def _inspection_text(found: Any) -> str:
-    lines = [
-        f"{found.container}, {found.dialect} keys, written by {found.trainer or 'an unknown trainer'}",
-        f"family: {found.family or 'unknown'}" + (f" ({found.evidence[0]})" if found.evidence else ""),
-    ]
-    for name, c in found.components.items():
-        alpha = "unknown" if c.alpha is None else c.alpha
-        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
-    lines.append(f"base: {found.base or 'not named'}")
-    lines.append(f"digest: {found.digest} ({found.size:,} bytes)")
-    lines += [f"warning: {warning}" for warning in found.warnings]
-    return "\n".join(lines)
-
-
-def _report_text(report: Any) -> str:
-    rows = [
-        f"  {'ok    ' if check.passed else 'FAILED'} {check.name}"
-        f"{f' [{check.component}]' if check.component else ''}: {check.observed} (limit {check.limit})"
-        for check in report.checks
-    ]
-    proven = "passed" if report.passed else "FAILED"
-    what = "the effect is the checkpoint's" if report.source_digest else "it loads whole, finite and alive, and no more"
-    return "\n".join([f"{proven}: {what}" if report.passed else proven, *rows])
-
-
 class _Steps(logging.Handler):
     """Shows what the steps of the line say, one line each."""
 
@@ -298,7 +267,8 @@ def _prepare_prefect(show_steps: bool) -> None:
 
     setup_logging()
     if show_steps:
-        logging.getLogger("prefect.task_runs").addHandler(_STEPS)
+        for name in ("prefect.task_runs", "prefect.flow_runs"):
+            logging.getLogger(name).addHandler(_STEPS)
 
 
 def _quiet_libraries() -> None:

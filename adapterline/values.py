@@ -111,7 +111,12 @@ class TrainingRun(Value):
     run_id: str | None = Field(None, max_length=200)
     finished_at: AwareDatetime | None = None
     step: int | None = Field(None, ge=0)
-    base_model: str | None = Field(None, description="what it was trained on: a Hub id, with @revision if known")
+    base_model: str | None = Field(
+        None,
+        max_length=300,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?$",
+        description="what it was trained on: a Hub id, with @revision if known",
+    )
     dataset: str | None = None
     code: str | None = Field(None, description="repository and commit of the training code")
     trainer: str | None = None

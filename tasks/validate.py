@@ -11,7 +11,7 @@ from adapterline.digests import sha256_of_file
 from adapterline.families.base import Base
 from adapterline.scratch import Scratch
 from adapterline.values import FORMAT_VERSION, Bundle, ExportOptions, Source, ValidationReport, digest_of
-from tasks.policy import TAGS, say
+from tasks.policy import TAGS
 
 
 def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
@@ -48,5 +48,4 @@ def validate(bundle: Bundle, source: Source, base: Base, options: ExportOptions,
     again = checkpoints.reopen(source, options)
     report = validation.validate_bundle(bundle, scratch.folder(bundle.digest), again, base, options)
     validation.require(report, bundle.files[0].path)
-    say(f"validate: {len(report.checks)} checks passed")
     return report

@@ -160,6 +160,8 @@ def test_usage_errors_are_2(run: Callable[..., Answer], tmp_path: Path) -> None:
     assert_refused(run("inspect", tmp_path, "--alpha", "-1"), 2, "--alpha")
     assert_refused(run("export", tmp_path, "--layout", "nonsense"), 2, "--layout")
     assert_refused(run("no-such-command"), 2)
+    assert_refused(run("export", tmp_path, "--base-model", "[evil](x) <b>"), 2, "--base-model")
+    assert_refused(run("export", tmp_path, "--base-model", "/home/somebody/base"), 2, "--base-model")
 
 
 def _bad_checkpoints(folder: Path, trained: Trained) -> dict[str, tuple[Path, str]]:
@@ -288,8 +290,7 @@ def test_errors_are_json_too(run: Callable[..., Answer], tmp_path: Path) -> None
 def test_progress_is_shown_on_a_terminal_alone(
     prefect_api: str, trained: Trained, records: Path, tmp_path: Path
 ) -> None:
-    # A dtype of its own: what another test has proven is remembered, and would not be shown.
-    arguments = ["export", str(trained.checkpoint), "--base", str(trained.base), "--dry-run", "--dtype", "float16"]
+    arguments = ["export", str(trained.checkpoint), "--base", str(trained.base), "--dry-run"]
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "adapterline.cli", *arguments], stdout=subprocess.PIPE, stderr=terminal, stdin=terminal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from adapterline.errors import UsageError, from_os_error
 from adapterline.families.skeleton import quiet_libraries
+from adapterline.texts import record_text
 
 NAME = "demo-lora"
 BUCKET = "adapters"
@@ -55,7 +55,8 @@ def run_demo(out: Path, *, prepare: Callable[[], None], as_json: bool) -> None:
     _say("5. Loaded with diffusers, on the real weights: what the adapter changes")
     for name, (ours, trained) in _effects(out, published).items():
         _say(f"     {name}: output changes by {ours:.6f}, in training by {trained:.6f}")
-    print(record.model_dump_json(indent=2) if as_json else _closing(record, out / "base"))
+    _say("6. The record")
+    print(record.model_dump_json(indent=2) if as_json else record_text(record, str(out / "base")))
     _say(f"done in {time.monotonic() - started:.0f} s; everything is in {out}")
 
 
@@ -130,17 +131,6 @@ def _effects(out: Path, published: str) -> dict[str, tuple[float, float]]:
         name: (float((after[name] - before[name]).abs().max()), float((trained[name] - before[name]).abs().max()))
         for name in before
     }
-
-
-def _closing(record: Any, base: Path) -> str:
-    from adapterline.package.card import snippet
-
-    document = record.model_dump(mode="json", include={"outcome", "id", "name", "publications"})
-    return (
-        json.dumps(document, indent=2)
-        + "\n\n# To load it:\n"
-        + snippet(record.manifest.loads, record.publications[0].load, str(base))
-    )
 
 
 def _say(text: str) -> None:

@@ -47,16 +47,12 @@ class FolderDestination:
         with _os_errors(f"Staging {package.name} {package.sha12} in {self._root}"), self._locked():
             if (published := self._published(package)) is not None:
                 return published
-            self._copy(package)
-            staging = self._staging(package)
-            for file in package.files:
-                if not _is(staging / file.path, file):
-                    raise PublishError(
-                        f"{file.path} in {staging} is not what was written to it.",
-                        expected=f"sha256 {file.sha256}",
-                        remedy="The disk, or another process, changed it. Run the export again.",
-                        transient=True,
-                    )
+            try:
+                self._copy(package)
+                self._read_back(package)
+            except Exception:
+                self._clear(package)  # only a crash leaves something to go on with
+                raise
             return self._receipt(package, sha256_of_bytes(package.manifest_bytes), published=False)
 
     def release(self, package: Package, receipt: Receipt, order: Order) -> Publication:
@@ -91,6 +87,17 @@ class FolderDestination:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with (package.folder / file.path).open("rb") as reader:
                     _write(target, reader, beside=staging)
+
+    def _read_back(self, package: Package) -> None:
+        staging = self._staging(package)
+        for file in package.files:
+            if not _is(staging / file.path, file):
+                raise PublishError(
+                    f"{file.path} in {staging} is not what was written to it.",
+                    expected=f"sha256 {file.sha256}",
+                    remedy="The disk, or another process, changed it. Run the export again.",
+                    transient=True,
+                )
 
     def _made_visible(self, package: Package, receipt: Receipt) -> Receipt:
         if (published := self._published(package)) is not None:

@@ -252,6 +252,21 @@ def test_a_full_disk_publishes_nothing_and_says_so(tmp_path: Path) -> None:
         with pytest.raises(MachineError, match="No space left") as caught:
             publish(small, package)
         assert caught.value.exit_code == 6
-        assert not (small / package.name).exists()
+        assert not list(small.iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_what_is_published_is_on_the_disk(root: Path, package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = set()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    publish(root, package)
+    files = [path for path in root.rglob("*") if path.is_file()]
+    folders = {path.parent for path in files} | {root}
+    assert {path.stat().st_ino for path in (*files, *folders)} <= synced

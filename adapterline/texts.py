@@ -1,0 +1,55 @@
+"""What the command line says to a person who did not ask for JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterline.package.card import snippet
+
+if TYPE_CHECKING:
+    from adapterline.inspection import Inspection
+    from adapterline.values import LineageRecord, ValidationReport
+
+
+def record_text(record: LineageRecord, base: str | None) -> str:
+    """What became of an export, and the Python that loads it; `base` is what to load it onto."""
+    manifest = record.manifest
+    if manifest is None:
+        return f"{record.outcome}: {record.checkpoint}"
+    lines = [f"{record.outcome}: {manifest.name} {manifest.digest[:12]} ({manifest.family})"]
+    for name, c in manifest.components.items():
+        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {c.alpha}, {c.modules} modules, {c.dtype}")
+    lines.append(f"  {len(manifest.validation.checks)} checks passed")
+    for publication in record.publications:
+        lines.append(f"  {publication.url} (latest {publication.latest})")
+    if record.publications:
+        known = base or (manifest.base.model if manifest.base.model != "unknown" else None)
+        lines += ["", snippet(manifest.loads, record.publications[0].load, known)]
+    return "\n".join(lines)
+
+
+def inspection_text(found: Inspection) -> str:
+    """What a checkpoint is."""
+    lines = [
+        f"{found.container}, {found.dialect} keys, written by {found.trainer or 'an unknown trainer'}",
+        f"family: {found.family or 'unknown'}" + (f" ({found.evidence[0]})" if found.evidence else ""),
+    ]
+    for name, c in found.components.items():
+        alpha = "unknown" if c.alpha is None else c.alpha
+        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
+    lines.append(f"base: {found.base or 'not named'}")
+    lines.append(f"digest: {found.digest} ({found.size:,} bytes)")
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    return "\n".join(lines)
+
+
+def report_text(report: ValidationReport) -> str:
+    """Every check, a line each."""
+    rows = [
+        f"  {'ok    ' if check.passed else 'FAILED'} {check.name}"
+        f"{f' [{check.component}]' if check.component else ''}: {check.observed} (limit {check.limit})"
+        for check in report.checks
+    ]
+    proven = "passed" if report.passed else "FAILED"
+    what = "the effect is the checkpoint's" if report.source_digest else "it loads whole, finite and alive, and no more"
+    return "\n".join([f"{proven}: {what}" if report.passed else proven, *rows])
