@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import pytest
-from safetensors.numpy import save
 
-from adapterline.package.card import CARD_NAME, MARKER
 from adapterline.values import (
-    WEIGHT_NAME,
-    BaseSummary,
-    Bundle,
-    Check,
-    ComponentSummary,
-    ExportedFile,
-    LoadCall,
-    Manifest,
     Package,
-    PackagedFile,
-    SourceSummary,
-    ValidationReport,
 )
 from tests.hub_double.server import Hub, Token
+from tests.packages import make_package
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 TOKENS = {
@@ -118,77 +104,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Package]:
-    """`hub_package` in a fresh folder for each."""
+    """`make_package` in a fresh folder for each."""
     made: list[Package] = []
 
     def make_next(seed: int = 0, **options: object) -> Package:
-        made.append(hub_package(tmp_path / f"package-{len(made)}", seed, **options))  # type: ignore[arg-type]
+        made.append(make_package(tmp_path / f"package-{len(made)}", seed, **options))  # type: ignore[arg-type]
         return made[-1]
 
     return make_next
-
-
-def hub_package(
-    folder: Path,
-    seed: int = 0,
-    *,
-    name: str = "tiny",
-    tool: str = "1",
-    configs: Mapping[str, bytes] | None = None,
-) -> Package:
-    """A package in `folder`. Another `seed` gives another bundle, another `tool` another manifest and card of the same.
-
-    Beside the weights it has `configs`, path -> bytes: small files that no LFS pattern matches.
-    """
-    values = np.random.default_rng(seed)
-    tensors = {
-        "unet.mid.lora_A.weight": values.standard_normal((4, 16), dtype=np.float32),
-        "unet.mid.lora_B.weight": values.standard_normal((8, 4), dtype=np.float32),
-    }
-    contents = {WEIGHT_NAME: save(tensors), **(configs or {})}
-    manifest = _manifest(name, tool, tuple(_exported(path, data) for path, data in contents.items()))
-    card = f"---\ntags:\n- lora\n---\n\n{MARKER}\n\n# {name}\n\nMade by tool {tool}, seed {seed}.\n".encode()
-    for path, data in {**contents, CARD_NAME: card}.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in manifest.files]
-    files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=hashlib.sha256(card).hexdigest()))
-    return Package(manifest=manifest, manifest_bytes=manifest.to_bytes(), folder=folder, files=tuple(files))
-
-
-def _exported(path: str, data: bytes) -> ExportedFile:
-    weights = path.endswith(".safetensors")
-    payload = data[8 + int.from_bytes(data[:8], "little") :] if weights else data
-    return ExportedFile(
-        role="weights" if weights else "config",
-        layout="diffusers",
-        path=path,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        tensors_sha256=hashlib.sha256(payload).hexdigest(),
-    )
-
-
-def _manifest(name: str, tool: str, files: tuple[ExportedFile, ...]) -> Manifest:
-    digest = Bundle.digest_of(files)
-    check = Check(name="effect", component="unet", observed=0.0, limit=5e-4, passed=True)
-    return Manifest(
-        name=name,
-        digest=digest,
-        family="sd15",
-        source=SourceSummary(
-            name="checkpoint-7", digest=hashlib.sha256(b"source").hexdigest(), container="safetensors", dialect="peft"
-        ),
-        training_run=None,
-        base=BaseSummary(architecture=hashlib.sha256(b"architecture").hexdigest(), pipeline="StableDiffusionPipeline"),
-        files=files,
-        components={
-            "unet": ComponentSummary(rank=4, alpha=4, modules=1, adapter_type="lora", dtype="F32", parameters=96)
-        },
-        transforms=(),
-        left_out=(),
-        validation=ValidationReport(bundle_digest=digest, checks=(check,)),
-        loads=(LoadCall(pipeline="StableDiffusionPipeline", method="load_lora_weights", weight_name=WEIGHT_NAME),),
-        consumers={WEIGHT_NAME: ("diffusers",)},
-        tools={"adapterline": tool},
-    )

@@ -30,7 +30,7 @@ from adapterline.errors import AdapterlineError
 from adapterline.settings import Settings
 from tests.hub_double.server import Hub, Token
 from tests.line import run_line
-from tests.packaging import publish
+from tests.publishing import publish
 from tests.warm import commands as warm_commands
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from adapterline.schemas import SCHEMAS, schema_bytes
 from adapterline.values import ExportOptions, LineageRecord, Manifest, TrainingRun
 from tests.line import run_line
-from tests.packaging import manifest_of
+from tests.publishing import manifest_of
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 

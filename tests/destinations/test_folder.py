@@ -15,7 +15,7 @@ import pytest
 from adapterline.destinations.folder import FolderDestination
 from adapterline.errors import MachineError, PublishError
 from adapterline.values import Package, Publication
-from tests.s3_fixtures import make_package, order_of
+from tests.packages import make_package, order_of
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_an_upload_killed_half_way_publishes_nothing_and_is_completed(root: Path
         import os, shutil, signal
         from pathlib import Path
         from adapterline.destinations.folder import FolderDestination
-        from tests.s3_fixtures import make_package
+        from tests.packages import make_package
 
         def copy(source, target, length=0):
             target.write(source.read(1 << 20))

@@ -20,7 +20,8 @@ from adapterline.package.card import CARD_NAME, MARKER
 from adapterline.values import WEIGHT_NAME, Manifest, Order, Package, Publication
 from tests.hub_double.faults import Fault
 from tests.hub_double.server import Hub
-from tests.hub_fixtures import READER, STRANGER, WRITER, CrashError, Wire, hub_package
+from tests.hub_fixtures import READER, STRANGER, WRITER, CrashError, Wire
+from tests.packages import make_package
 
 REPO = "acme/tiny"
 Make = Callable[..., Package]
@@ -218,7 +219,7 @@ def test_repository_of_one_name_takes_that_name_and_no_other(hub: Hub, make: Mak
     publish(make(name="tiny"), uri="hf://acme/Showcase")
     assert_whole(hub, "acme/Showcase")
     before = hub.repository("acme/Showcase").refs("heads")
-    other = hub_package(tmp_path / "other", 3, name="other")
+    other = make_package(tmp_path / "other", 3, name="other")
     place = destination("hf://acme/Showcase", "other")
     for call in (place.check, lambda: place.stage(other)):
         with pytest.raises(PublishError, match="holds the adapter 'tiny'") as caught:

@@ -20,7 +20,8 @@ from adapterline.errors import PublishError, UsageError
 from adapterline.s3 import make_client, map_s3_error, parse_s3_uri
 from adapterline.seaweedfs import SeaweedFS
 from adapterline.values import WEIGHT_NAME, Manifest, Package, Publication
-from tests.s3_fixtures import ADMIN, READER, make_package, order_of
+from tests.packages import make_package, order_of
+from tests.s3_fixtures import ADMIN, READER
 
 PART = 5 << 20  # the smallest that S3 allows
 LARGE = 6 * PART // 5 // 4  # float32 of a file of two parts
