@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.futures import wait
 from prefect.runtime import flow_run
 
 from adapterline.errors import UsageError
@@ -81,8 +82,9 @@ def export_adapter(
 
         made = package(journal.manifest, scratch.folder(bundle.digest), work / "package")
         staged = [upload.with_options(**patient).submit(made, place) for place in to]
+        wait(staged)  # also for those beside one that fails: they read what lies in `work`
         receipts = [future.result() for future in staged]  # all of them, before anything is visible
-        journal.publications = [
-            release.with_options(**patient)(made, receipt, order_of(source, run)) for receipt in receipts
-        ]
+        for receipt in receipts:
+            published = release.with_options(**patient)(made, receipt, order_of(source, run))
+            journal.publications.append(published)
         return record(journal.exported())

@@ -20,7 +20,18 @@ from safetensors.torch import load_file
 from adapterline.destinations.folder import FolderDestination
 from adapterline.errors import CheckpointError, PublishError, UsageError
 from adapterline.lineage.records import open_records
-from adapterline.values import WEIGHT_NAME, ExportOptions, LineageRecord, Manifest, Package, Receipt, TrainingRun, slug
+from adapterline.values import (
+    WEIGHT_NAME,
+    ExportOptions,
+    LineageRecord,
+    Manifest,
+    Order,
+    Package,
+    Publication,
+    Receipt,
+    TrainingRun,
+    slug,
+)
 from tests.conftest import Trained
 
 if TYPE_CHECKING:
@@ -246,6 +257,27 @@ def test_if_one_upload_fails_late_nothing_is_visible_and_the_next_run_completes_
     record = export(tmp_path / "first", tmp_path / "second")
     assert tree(tmp_path / "first") == tree(tmp_path / "second")
     assert len(record.publications) == 2
+
+
+def test_what_was_released_before_a_failure_is_in_the_record_and_the_next_run_completes_it(
+    export: Callable[..., LineageRecord], records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FolderDestination.release
+
+    def failing(self: FolderDestination, package: Package, receipt: Receipt, order: Order) -> Publication:
+        if "second" in self.uri:
+            raise PublishError("The second folder is gone.")
+        return real(self, package, receipt, order)
+
+    monkeypatch.setattr(FolderDestination, "release", failing)
+    with pytest.raises(PublishError):
+        export(tmp_path / "first", tmp_path / "second")
+    (failed,) = stored(records)
+    assert failed.outcome == "failed"
+    assert [publication.receipt.destination for publication in failed.publications] == [str(tmp_path / "first")]
+    monkeypatch.setattr(FolderDestination, "release", real)
+    assert export(tmp_path / "first", tmp_path / "second").outcome == "exported"
+    assert tree(tmp_path / "first") == tree(tmp_path / "second")
 
 
 def test_a_transient_fault_is_retried_and_a_lasting_one_is_not(
