@@ -329,8 +329,8 @@ def test_a_bad_name_and_a_bad_destination_are_usage_errors(
 
 
 def test_an_older_run_does_not_move_latest(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
-    newer = TrainingRun(run_id="b", finished_at=datetime(2026, 5, 2, tzinfo=UTC))
-    older = TrainingRun(run_id="a", finished_at=datetime(2026, 5, 1, tzinfo=UTC))
+    newer = TrainingRun(run_id="a", finished_at=datetime(2026, 5, 2, tzinfo=UTC))
+    older = TrainingRun(run_id="b", finished_at=datetime(2026, 5, 1, tzinfo=UTC))
     export(tmp_path / "out", run=newer)
     latest = (tmp_path / "out" / "sks-dog" / "latest.json").read_bytes()
     record = export(tmp_path / "out", run=older, options=ExportOptions(dtype="float16"))
