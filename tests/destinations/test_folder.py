@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -270,3 +271,23 @@ def test_what_is_published_is_on_the_disk(root: Path, package: Package, monkeypa
     files = [path for path in root.rglob("*") if path.is_file()]
     folders = {path.parent for path in files} | {root}
     assert {path.stat().st_ino for path in (*files, *folders)} <= synced
+
+
+def test_a_failed_move_of_latest_leaves_no_half_written_file(
+    root: Path, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if Path(target).name == "latest.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(PublishError, match="Input/output error") as caught:
+        publish(root, package)
+    assert caught.value.transient
+    assert not [path for path in (root / ".staging").rglob("*") if path.is_file()]
+    monkeypatch.setattr(Path, "replace", real)
+    assert publish(root, package).latest == "moved"
+    assert {path.name for path in root.iterdir()} == {package.name}
