@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: safetensors' names of the floating point dtypes in which factors are stored, and torch's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: The same the other way round.
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

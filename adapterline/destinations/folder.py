@@ -19,6 +19,7 @@ from typing import BinaryIO
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
 from adapterline.digests import sha256_of_bytes, sha256_of_file
 from adapterline.errors import AdapterlineError, PublishError, from_os_error
+from adapterline.scratch import sync_folder
 from adapterline.values import Manifest, Order, Package, PackagedFile, Publication, Receipt
 
 
@@ -106,8 +107,8 @@ class FolderDestination:
         _write(staging / MANIFEST_NAME, io.BytesIO(package.manifest_bytes), beside=staging)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.rename(target)
-        _sync(target.parent)
-        _sync(self._root)
+        sync_folder(target.parent)
+        sync_folder(self._root)
         return receipt
 
     def _move_latest(self, package: Package, receipt: Receipt, order: Order) -> bool:
@@ -219,14 +220,6 @@ def _write(path: Path, source: BinaryIO, *, beside: Path) -> None:
             writer.flush()
             os.fsync(writer.fileno())
         temporary.replace(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from adapterline.deltas import LowRank
+from adapterline.deltas import NAMES, LowRank
 from adapterline.errors import ConversionError
 from adapterline.families import Family
 from adapterline.families.base import Base
@@ -25,9 +25,6 @@ from adapterline.layouts.scale import Fold, fold, keep, torch_dtype
 from adapterline.parallel import each_value
 from adapterline.values import WEIGHT_NAME, Adapter, ExportOptions, FilePlan, LoadCall, TensorPlan, Transform
 
-#: safetensors' names of what a user may ask for.
-REQUESTED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
 
 class Diffusers:
     """Plans `pytorch_lora_weights.safetensors`."""
@@ -36,7 +33,7 @@ class Diffusers:
 
     def plan(self, adapter: Adapter, base: Base, options: ExportOptions) -> LayoutPlan:
         """See `LayoutWriter.plan`."""
-        requested = REQUESTED[options.dtype] if options.dtype else None
+        requested = NAMES[options.dtype] if options.dtype else None
         tensors: dict[str, TensorPlan] = {}
         transforms: list[Transform] = []
         metadata: dict[str, Any] = {}
@@ -97,7 +94,8 @@ def _tensors(family: Family, component: str, module: str, delta: LowRank, done: 
 
 def _planned(delta: LowRank, done: Fold, part: str) -> TensorPlan:
     tensor = getattr(delta, part)
-    return TensorPlan(done.dtype or _dtype_name(tensor), tuple(tensor.shape), partial(_stored, delta, done, part))
+    own = NAMES[str(tensor.dtype).removeprefix("torch.")]
+    return TensorPlan(done.dtype or own, tuple(tensor.shape), partial(_stored, delta, done, part))
 
 
 def _stored(delta: LowRank, done: Fold, part: str) -> Any:
@@ -110,12 +108,6 @@ def _stored(delta: LowRank, done: Fold, part: str) -> Any:
         bias=delta.bias if part == "bias" else None,
     )
     return getattr(alone.stored(done.shift, done.scale, torch_dtype(done.dtype)), part)
-
-
-def _dtype_name(tensor: Any) -> str:
-    from adapterline.checkpoints.containers.torch_zip import safetensors_dtype
-
-    return safetensors_dtype(tensor.dtype)
 
 
 def _transforms(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adapterline.checkpoints import sha256_of
 from adapterline.checkpoints.extract import extract
+from adapterline.deltas import NAMES
 from adapterline.errors import CheckpointError, ValidationFailedError
 from adapterline.families.base import Base
 from adapterline.families.skeleton import plain_name
@@ -31,7 +32,6 @@ from adapterline.values import (
 
 #: Libraries whose version decides what a file does; with the digests they are the key of a cached report.
 _DECISIVE = ("adapterline", "torch", "diffusers", "transformers", "peft", "safetensors")
-_REQUESTED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def tool_versions() -> dict[str, str]:
@@ -118,7 +118,7 @@ def _prove(
     loaded = load_into_skeleton(folder, loads, base, tuple(name for name in base.models if name in needed))
     check_loaded(findings, loaded, len(tensors), base)
     if adapter is not None and not loaded.error:
-        requested = _REQUESTED[options.dtype] if options.dtype else None
+        requested = NAMES[options.dtype] if options.dtype else None
         check_effect(findings, adapter, loaded, _stored(tensors), requested)
 
 

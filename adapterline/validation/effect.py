@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adapterline.deltas import DTYPES, LowRank, power_between, relative_error
+from adapterline.deltas import DTYPES, NAMES, LowRank, power_between, relative_error
 from adapterline.parallel import each_value
 from adapterline.validation import tolerances
 from adapterline.validation.consumer import Loaded, LoadedLayer
@@ -52,7 +52,7 @@ def _dtype(stored: Mapping[str, Mapping[str, TensorInfo]], component: str, modul
 
 
 def _own_dtype(delta: LowRank) -> str:
-    return next(name for name, dtype in DTYPES.items() if str(delta.a.dtype) == f"torch.{dtype}")
+    return NAMES[str(delta.a.dtype).removeprefix("torch.")]
 
 
 def _check_dtypes(
