@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import tempfile
@@ -14,8 +15,9 @@ from pydantic import Field
 
 from adapterline.checkpoints import load_checkpoint
 from adapterline.checkpoints.dialects import dialect_named
-from adapterline.checkpoints.dialects.base import Entry, Part
-from adapterline.checkpoints.extract import scale_rule
+from adapterline.checkpoints.dialects.base import BASE_WEIGHT, DENOISER, Entry
+from adapterline.checkpoints.extract import rank_of, scale_rule
+from adapterline.checkpoints.forms import Form, form_of
 from adapterline.deltas import DTYPES
 from adapterline.errors import CheckpointError
 from adapterline.families import FAMILIES
@@ -25,7 +27,7 @@ from adapterline.values import ExportOptions, Source, Value
 class InspectedComponent(Value):
     """One component, in numbers; a list where modules differ."""
 
-    rank: int | list[int]
+    rank: int | list[int] | None = Field(description="what alpha is divided by; None: no factor tells it")
     alpha: float | list[float] | None = Field(description="None: nothing in the checkpoint says it")
     modules: int
     adapter_type: str
@@ -62,6 +64,8 @@ def _inspection(path: str, source: Source, options: ExportOptions) -> Inspection
     entries = dialect_named(source.dialect).entries(source)
     by_component: dict[str, dict[str, Entry]] = defaultdict(dict)
     for key, entry in entries.items():
+        if entry.part == BASE_WEIGHT:
+            continue
         by_component[entry.component or _guessed_component(source, entry)][key] = entry
     warnings: list[str] = []
     components = {
@@ -96,38 +100,40 @@ def _place(source: Source, name: str, options: ExportOptions) -> Path:
 def _component(
     source: Source, name: str, entries: Mapping[str, Entry], options: ExportOptions, warnings: list[str]
 ) -> InspectedComponent:
-    parts: dict[str, dict[Part, str]] = defaultdict(dict)
+    parts: dict[str, dict[str, str]] = defaultdict(dict)
     for key, entry in entries.items():
         parts[entry.module][entry.part] = key
-    whole = {module: found for module, found in parts.items() if {"a", "b"} <= set(found)}
-    if len(whole) < len(parts):
-        warnings.append(f"{len(parts) - len(whole)} of {len(parts)} layers of {name} lack a factor.")
-    shapes = {module: source.tensors[found["a"]].shape for module, found in whole.items()}
-    if flat := sorted(module for module, shape in shapes.items() if not shape):
-        raise CheckpointError(f"lora_A of {flat[0]} is a single number.", expected="a matrix")
-    ranks = {module: shape[0] for module, shape in shapes.items()}
+    forms: dict[str, Form] = {}
+    for module, found in parts.items():
+        with contextlib.suppress(CheckpointError):
+            forms[module] = form_of(frozenset(found), module)
+    if len(forms) < len(parts):
+        warnings.append(f"{len(parts) - len(forms)} of {len(parts)} layers of {name} lack a factor.")
+    ranks = {module: rank_of(source, form, parts[module], module) for module, form in forms.items()}
     kinds = {part for found in parts.values() for part in found}
-    adapter_type = ("dora" if "magnitude" in kinds else "lora") + ("+bias" if "bias" in kinds else "")
-    infos = [source.tensors[key] for key in entries]
+    adapter_type = "+".join(sorted({form.name.partition(" ")[0] for form in forms.values()}))
+    if "magnitude" in kinds:
+        adapter_type = "dora" if adapter_type == "lora" else f"{adapter_type}+dora"
+    infos = {key: source.tensors[key] for key, entry in entries.items() if entry.part != "alpha"}
     return InspectedComponent(
-        rank=_one_or_all(set(ranks.values())),
+        rank=_one_or_all({rank for rank in ranks.values() if rank is not None} or {None}),
         alpha=_alphas(source, next(iter(entries.values())).component, ranks, options, warnings),
         modules=len(parts),
-        adapter_type=adapter_type,
-        dtype=_one_or_all({DTYPES.get(info.dtype, info.dtype) for info in infos}),
-        parameters=sum(math.prod(info.shape) for info in infos),
+        adapter_type=f"{adapter_type}+bias" if kinds & {"bias", "bias_diff"} else adapter_type,
+        dtype=_one_or_all({DTYPES.get(info.dtype, info.dtype) for info in infos.values()}),
+        parameters=sum(math.prod(info.shape) for info in infos.values()),
     )
 
 
 def _alphas(
-    source: Source, component: str | None, ranks: Mapping[str, int], options: ExportOptions, warnings: list[str]
+    source: Source, component: str | None, ranks: Mapping[str, int | None], options: ExportOptions, warnings: list[str]
 ) -> float | list[float] | None:
     rule = scale_rule(dialect_named(source.dialect), source, component, options)
     if rule is None:
         warnings.append("Nothing in the checkpoint says alpha; pass --alpha or --adapter-config to export.")
         return None
     found: float | list[float] = _one_or_all(
-        {float(f"{rule(module, rank) * rank:.9g}") for module, rank in ranks.items()}
+        {float(f"{rule(module, rank) * (rank or 1):.9g}") for module, rank in ranks.items()}
     )
     return found
 

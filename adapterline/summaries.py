@@ -6,19 +6,32 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adapterline.deltas import DTYPES, LowRank
+from adapterline.deltas import DTYPES, Delta, Full, Hadamard, Kronecker, Rows
+from adapterline.families import family_named
+from adapterline.families.base import component_of
 from adapterline.values import Adapter, ComponentSummary, Plan
 
 
-def summarize(adapter: Adapter, plan: Plan) -> dict[str, ComponentSummary]:
-    """The components as they are written: rank and alpha as trained, dtype and parameters as in the weights file."""
-    written = [(key, tensor) for file in plan.files if file.role == "weights" for key, tensor in file.tensors.items()]
+def summarize(adapter: Adapter, plan: Plan, approximate: int | None = None) -> dict[str, ComponentSummary]:
+    """The components: type and scale as trained; rank, dtype and parameters as they are written.
+
+    `approximate` is the rank that the user allowed at most, if any.
+    """
+    family = family_named(adapter.family)
+    written = [
+        (component_of(load, key, family), tensor)
+        for load in plan.loads
+        for file in plan.files
+        if file.path == load.weight_name
+        for key, tensor in file.tensors.items()
+    ]
     summaries = {}
     for component, deltas in adapter.components.items():
-        own = [tensor for key, tensor in written if key.startswith(f"{component}.")]
+        ranks = {module: min(delta.needed_rank, approximate or delta.needed_rank) for module, delta in deltas.items()}
+        own = [tensor for name, tensor in written if name == component]
         summaries[component] = ComponentSummary(
-            rank=_one_or_all({delta.rank for delta in deltas.values()}),
-            alpha=_one_or_all({_round(delta.scale * delta.rank) for delta in deltas.values()}),
+            rank=_one_or_all(set(ranks.values())),
+            alpha=_one_or_all({_round(delta.scale * ranks[module]) for module, delta in deltas.items()}),
             modules=len(deltas),
             adapter_type=_adapter_type(deltas),
             dtype=_one_or_all({DTYPES[tensor.dtype] for tensor in own}),
@@ -27,8 +40,14 @@ def summarize(adapter: Adapter, plan: Plan) -> dict[str, ComponentSummary]:
     return summaries
 
 
-def _adapter_type(deltas: Mapping[str, LowRank]) -> str:
-    kind = "dora" if any(delta.magnitude is not None for delta in deltas.values()) else "lora"
+_TYPES: dict[type, str] = {Hadamard: "loha", Kronecker: "lokr", Full: "full"}
+
+
+def _adapter_type(deltas: Mapping[str, Delta]) -> str:
+    forms = {type(delta.whole if isinstance(delta, Rows) else delta) for delta in deltas.values()}
+    kind = "+".join(sorted({_TYPES.get(form, "lora") for form in forms}))
+    if any(delta.magnitude is not None for delta in deltas.values()):
+        kind = "dora" if kind == "lora" else f"{kind}+dora"
     return f"{kind}+bias" if any(delta.bias is not None for delta in deltas.values()) else kind
 
 

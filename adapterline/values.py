@@ -103,6 +103,11 @@ class ExportOptions(Value):
     adapter_config: str | None = Field(None, description="path of a PEFT adapter_config.json, for the same")
     components: tuple[str, ...] | None = Field(None, min_length=1, description="export these alone; None: all")
     step: int | None = Field(None, ge=0, description="which checkpoint-N of a training folder; None: the final file")
+    weights: Literal["raw", "ema"] = Field("raw", description="the trained weights, or their moving average")
+    max_rank: int = Field(256, ge=1, description="the largest rank that LoHa, LoKr and the like may need as a LoRA")
+    approximate: int | None = Field(
+        None, ge=1, description="the rank to which layers that need more are approximated, by SVD; None: none are"
+    )
 
 
 class TrainingRun(Value):
@@ -139,7 +144,8 @@ class Source:
     """A checkpoint whose files are hashed and whose dialect is known; its tensors are read when asked for.
 
     `tensors` holds the keys after wrappers (`module.`, `_orig_mod.`) were peeled. `read(key)` gives a tensor that is
-    memory-mapped where the container allows it. `configs` has a PEFT configuration by component prefix ("" for the
+    memory-mapped where the container allows it; `scalar(key)` the value of one of one element, without torch where the
+    file is safetensors. `configs` has a PEFT configuration by component prefix ("" for the
     whole file). `digest` covers every file that the container reads, by its path relative to `root`.
     """
 
@@ -153,6 +159,7 @@ class Source:
     dialect: str
     tensors: Mapping[str, TensorInfo]
     read: Callable[[str], torch.Tensor]
+    scalar: Callable[[str], float]
     header: Mapping[str, str] = field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stated_base: str | None = None  # a Hub id that the checkpoint names; never a path
@@ -223,6 +230,7 @@ class Transform(Value):
     detail: str
     component: str | None = None
     modules: tuple[str, ...] = Field((), description="the modules it applies to; empty: all of the component")
+    errors: dict[str, float] = Field({}, description="relative error of the weight's change by module, if it made one")
 
 
 # --- serialize, validate ----------------------------------------------------------------------------------------------
@@ -296,9 +304,9 @@ class ComponentSummary(Value):
     """One component of an adapter, in numbers."""
 
     rank: int | list[int] = Field(description="one number, or every rank that occurs, sorted")
-    alpha: float | list[float] = Field(description="rank x scale as trained: one number, or every value that occurs")
+    alpha: float | list[float] = Field(description="rank x scale: one number, or every value that occurs")
     modules: int
-    adapter_type: str = Field(description="lora or dora, with +bias where lora_B has biases")
+    adapter_type: str = Field(description="lora, dora, loha, lokr or full as trained, with +bias for biases")
     dtype: str | list[str]
     parameters: int
 

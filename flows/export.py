@@ -73,7 +73,7 @@ def export_adapter(
             report=report,
             source=source,
             base=model,
-            components=summarize(adapter, plan),
+            components=summarize(adapter, plan, options.approximate),
             left_out=adapter.left_out,
             run=run,
         )

@@ -33,13 +33,13 @@ def load_checkpoint(uri: str, options: ExportOptions, folder: Path) -> Source:
     CheckpointError (transient where another try may help) if it cannot be read or is of no known kind.
     """
     path = fetch(uri, folder)
-    contents = open_container(path, Wish(step=options.step))
+    contents = open_container(path, Wish(step=options.step, weights=options.weights))
     return _source(uri, path, _with_config(contents, options))
 
 
 def reopen(source: Source, options: ExportOptions) -> Source:
     """The same checkpoint, read anew from where it lies. CheckpointError if it is no longer what it was."""
-    contents = _with_config(open_container(source.path, Wish(step=options.step)), options)
+    contents = _with_config(open_container(source.path, Wish(step=options.step, weights=options.weights)), options)
     again = _source(source.uri, source.path, contents)
     if again.digest != source.digest:
         raise CheckpointError(
@@ -97,7 +97,11 @@ def _with_config(contents: Contents, options: ExportOptions) -> Contents:
 def _source(uri: str, path: Path, contents: Contents) -> Source:
     files = _digests(contents)
     peeled = peel(contents.tensors)
-    view = replace(contents, tensors={key: contents.tensors[written] for key, written in peeled.items()})
+    view = replace(
+        contents,
+        tensors={key: contents.tensors[written] for key, written in peeled.items()},
+        scalar=lambda key: contents.scalar(peeled[key]),
+    )
     dialect, _ = identify(view)
     return Source(
         uri=uri,
@@ -110,6 +114,7 @@ def _source(uri: str, path: Path, contents: Contents) -> Source:
         dialect=dialect.name,
         tensors=view.tensors,
         read=_reader(contents, peeled),
+        scalar=lambda key: contents.scalar(peeled[key]),
         header=contents.header,
         configs=contents.configs,
         stated_base=contents.stated_base,

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
+from adapterline.checkpoints.base_weights import check_base_weights
 from adapterline.checkpoints.dialects import dialect_named
-from adapterline.checkpoints.dialects.base import Dialect, Part, ScaleRule, Stated
+from adapterline.checkpoints.dialects.base import BASE_WEIGHT, Dialect, ScaleRule, Stated
+from adapterline.checkpoints.form import Form, Layer
+from adapterline.checkpoints.forms import INTEGERS, SHARED, build, form_of
+from adapterline.checkpoints.placing import place
+from adapterline.checkpoints.roles import component_for
 from adapterline.checkpoints.scales import from_alpha
-from adapterline.deltas import DTYPES, LowRank
+from adapterline.deltas import DTYPES, Delta
 from adapterline.errors import CheckpointError, ConversionError, FamilyError, UsageError
 from adapterline.families.base import Base
-from adapterline.families.skeleton import Target, plain_name, targets
+from adapterline.families.names import look_up, names
+from adapterline.families.skeleton import targets
+from adapterline.parallel import each_value
 from adapterline.values import Adapter, ExportOptions, Source
 
+if TYPE_CHECKING:
+    import torch
+
 #: Keys of the parts of the layers of a component, by module as the checkpoint spells it.
-Layers = dict[str, dict[Part, str]]
+Layers = dict[str, dict[str, str]]
 
 
 def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
@@ -26,29 +38,31 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
     component that no consumer loads, UsageError for options that do not fit.
     """
     dialect = dialect_named(source.dialect)
-    layers = _layers(source, dialect)
-    named = {component: part for component, part in layers.items() if component is not None}
-    if None in layers:
-        if named:
-            raise CheckpointError(
-                f"Some keys name their component ({', '.join(sorted(named))}), and others do not.",
-                expected="all or none",
-                remedy="Save the adapter of each component by itself.",
-            )
-        named[_component_of(layers[None], source, base)] = layers[None]
+    layers, base_weights = _layers(source, dialect)
+    if None in layers and len(layers) > 1:
+        raise CheckpointError(
+            f"Some keys name their component ({', '.join(sorted(filter(None, layers)))}), and others do not.",
+            expected="all or none",
+            remedy="Save the adapter of each component by itself.",
+        )
+    spelled = {component_for(name, part, source, base, options): name for name, part in layers.items()}
+    if len(spelled) != len(layers):
+        raise CheckpointError(
+            f"{' and '.join(sorted(map(str, layers)))} are the same component of {base.pipeline}.",
+            expected="one of them",
+        )
+    named = {component: layers[name] for component, name in spelled.items()}
     chosen, left_out = _choose(named, base, options)
     components = {}
     for component in sorted(chosen):
-        rule = scale_rule(dialect, source, None if None in layers else component, options)
-        if rule is None:
-            raise CheckpointError(
-                f"Nothing in {source.name} says alpha, and the adapter's effect is alpha / rank times its factors.",
-                expected="an adapter_config.json, or metadata in the header",
-                remedy="Pass --alpha with its lora_alpha, or --adapter-config with its adapter_config.json.",
-            )
-        _check_kind(dialect.stated(source, None if None in layers else component), component, chosen[component])
-        deltas = {module: _delta(source, module, parts, rule) for module, parts in sorted(chosen[component].items())}
-        components[component] = _on_base(deltas, base, component)
+        deltas = _deltas(source, dialect, spelled[component], chosen[component], base, component, options)
+        components[component] = place(deltas, base, component)
+        check_base_weights(base_weights.get(spelled[component], {}), base, component)
+    if any(base_weights.values()):
+        left_out = (
+            *left_out,
+            f"{sum(map(len, base_weights.values()))} weights of the base, which lay under the adapter",
+        )
     return Adapter(
         family=base.family.name,
         components=components,
@@ -57,46 +71,111 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
     )
 
 
-def _layers(source: Source, dialect: Dialect) -> dict[str | None, Layers]:
-    """The keys of every layer's parts. CheckpointError for a layer without A or B."""
+def _layers(
+    source: Source, dialect: Dialect
+) -> tuple[dict[str | None, Layers], dict[str | None, dict[str, tuple[int, ...]]]]:
+    """(keys of every layer's parts, shapes of the base's own weights), by component as the keys have it."""
     layers: dict[str | None, Layers] = defaultdict(lambda: defaultdict(dict))
+    base_weights: dict[str | None, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for key, entry in dialect.entries(source).items():
-        if source.tensors[key].dtype not in DTYPES:
+        if entry.part == BASE_WEIGHT:
+            base_weights[entry.component][entry.module] = source.tensors[key].shape
+            continue
+        if source.tensors[key].dtype not in DTYPES and entry.part not in {"alpha", *INTEGERS}:
             raise CheckpointError(
                 f"{key!r} is stored as {source.tensors[key].dtype}.", expected=f"one of {', '.join(DTYPES)}"
             )
         layers[entry.component][entry.module][entry.part] = key
-    for component, modules in layers.items():
-        for module, parts in modules.items():
-            if missing := [name for part, name in (("a", "A"), ("b", "B")) if part not in parts]:
-                where = f"{component}.{module}" if component else module
-                raise CheckpointError(
-                    f"{where} has no lora_{' and no lora_'.join(missing)}.",
-                    expected="both factors of every layer",
-                    remedy="The checkpoint is not whole; save it again.",
-                )
-    return {component: dict(modules) for component, modules in layers.items()}
+    return {component: dict(modules) for component, modules in layers.items()}, dict(base_weights)
 
 
-def _delta(source: Source, module: str, parts: Mapping[Part, str], rule: ScaleRule) -> LowRank:
-    a, b = source.tensors[parts["a"]], source.tensors[parts["b"]]
-    rank = a.shape[0] if a.shape else 0
-    if len(a.shape) < 2 or len(b.shape) < 2 or rank < 1 or b.shape[1] != rank:
+def _deltas(
+    source: Source,
+    dialect: Dialect,
+    spelled: str | None,
+    layers: Layers,
+    base: Base,
+    component: str,
+    options: ExportOptions,
+) -> dict[str, Delta]:
+    """The change of every layer, by module as the checkpoint spells it."""
+    rule = scale_rule(dialect, source, spelled, options)
+    if rule is None:
         raise CheckpointError(
-            f"The factors of {module} do not fit: A is {list(a.shape)}, B is {list(b.shape)}.",
-            expected="A [rank, in, ...] and B [out, rank, ...]",
+            f"Nothing in {source.name} says alpha, and the adapter's effect is alpha / rank times its factors.",
+            expected="an adapter_config.json, or metadata in the header",
+            remedy="Pass --alpha with its lora_alpha, or --adapter-config with its adapter_config.json.",
         )
-    if any(size != 1 for size in b.shape[2:]):
-        raise CheckpointError(f"B of {module} is {list(b.shape)}.", expected="a kernel of size 1")
-    tensors = {part: source.read(key) for part, key in parts.items()}
-    magnitude, bias = tensors.get("magnitude"), tensors.get("bias")
-    out = b.shape[0]
-    for name, tensor in (("magnitude", magnitude), ("bias", bias)):
-        if tensor is not None and tensor.numel() != out:
-            raise CheckpointError(
-                f"The {name} of {module} has {tensor.numel()} values.", expected=f"one for each of its {out} outputs"
+    forms = {
+        module: form_of(frozenset(parts), f"{spelled}.{module}" if spelled else module)
+        for module, parts in sorted(layers.items())
+    }
+    stated = dialect.stated(source, spelled)
+    _check_kind(stated, component, layers)
+    scales = {module: rule(module, rank_of(source, forms[module], layers[module], module)) for module in forms}
+    known = _known(forms, scales, stated, base, component)
+    shared = _read(source, {part: key for parts in layers.values() for part, key in parts.items() if part in SHARED})
+    tensors = {
+        module: {part: shared[part] for part in form.shared & shared.keys()} | _read(source, layers[module])
+        for module, form in forms.items()
+    }
+    return each_value(
+        lambda module: build(forms[module], tensors[module], known[module], module),
+        {module: module for module in sorted(forms)},
+    )
+
+
+def _read(source: Source, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    return {part: source.read(key) for part, key in parts.items() if part != "alpha"}
+
+
+def _known(
+    forms: Mapping[str, Form], scales: Mapping[str, float], stated: Stated | None, base: Base, component: str
+) -> dict[str, Layer]:
+    """What is known of every layer besides its tensors. FamilyError if the base has not the layer that a form asks for."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if any(form.on_base for form in forms.values()):
+        shapes = _shapes(forms, base, component)
+    largest = (
+        max((shape[0] for shape in shapes.values()), default=0),
+        max((math.prod(shape[1:]) for shape in shapes.values()), default=0),
+    )
+    config, where = (stated.config, stated.where) if stated else ({}, "")
+    return {
+        module: Layer(scale, shapes.get(module, ()), largest, config, where) for module, scale in scales.items()
+    }
+
+
+def _shapes(modules: Iterable[str], base: Base, component: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the base's layers of these names."""
+    table, layers = names(base, component), targets(base, component)
+    shapes = {}
+    for module in modules:
+        pieces = look_up(table, module) or ()
+        if len(pieces) != 1 or pieces[0].rows is not None:
+            raise FamilyError(
+                f"The adapter does not fit {component} of this base, a {base.models[component].model_class}: it has no "
+                f"{module}.",
+                expected=f"an adapter that was trained on this base ({base.family.title})",
+                remedy="Pass the --base that it was trained on.",
             )
-    return LowRank(tensors["a"], tensors["b"], rule(module, rank), magnitude, bias)
+        shapes[module] = layers[pieces[0].module].shape
+    return shapes
+
+
+def rank_of(source: Source, form: Form, parts: Mapping[str, str], module: str) -> int | None:
+    """The number that alpha is divided by, read off the shapes. CheckpointError if they have none."""
+    shapes = {part: source.tensors[key].shape for part, key in parts.items()}
+    try:
+        rank = form.rank(shapes)
+    except IndexError:
+        rank = -1
+    if rank is not None and rank < (0 if form.prunable else 1):
+        listed = ", ".join(f"{part} is {list(shape)}" for part, shape in sorted(shapes.items()))
+        raise CheckpointError(
+            f"The factors of {module} do not fit: {listed}.", expected=f"those of a {form.name} layer"
+        )
+    return rank
 
 
 def scale_rule(dialect: Dialect, source: Source, component: str | None, options: ExportOptions) -> ScaleRule | None:
@@ -106,7 +185,7 @@ def scale_rule(dialect: Dialect, source: Source, component: str | None, options:
     what the file lost. What the checkpoint does say is never overridden.
     """
     rule = dialect.scale_rule(source, component)
-    states = bool(source.configs) or "lora_adapter_metadata" in source.header
+    states = bool(source.configs) or "lora_adapter_metadata" in source.header or _has_alphas(source, dialect)
     if options.alpha is not None:
         if not states:
             return from_alpha(options.alpha)
@@ -115,9 +194,13 @@ def scale_rule(dialect: Dialect, source: Source, component: str | None, options:
     return rule
 
 
-def _agreeing(rule: ScaleRule, alpha: float, module: str, rank: int) -> float:
+def _has_alphas(source: Source, dialect: Dialect) -> bool:
+    return any(entry.part == "alpha" for entry in dialect.entries(source).values())
+
+
+def _agreeing(rule: ScaleRule, alpha: float, module: str, rank: int | None) -> float:
     scale = rule(module, rank)
-    if abs(scale - alpha / rank) > 1e-9 * scale:
+    if rank is not None and abs(scale - alpha / rank) > 1e-9 * abs(scale):
         raise UsageError(
             f"--alpha {alpha:g} means a scale of {alpha / rank:g} for {module}, and the checkpoint says {scale:g}.",
             remedy="Leave --alpha out: what the checkpoint says counts.",
@@ -161,7 +244,7 @@ def _choose(
         if component is None or (component.loads and name not in base.models):
             raise FamilyError(
                 f"The checkpoint adapts {name}, which {base.pipeline} does not have.",
-                expected=f"an adapter of {', '.join(c.name for c in family.components if c.loads)}",
+                expected=f"an adapter of {_listed(c.name for c in family.components if c.loads)}",
                 remedy="Pass the --base that it was trained on.",
             )
         if not component.loads:
@@ -174,61 +257,5 @@ def _choose(
     return {name: named[name] for name in wanted}, tuple(sorted(set(named) - wanted))
 
 
-def _component_of(layers: Layers, source: Source, base: Base) -> str:
-    """The one component of the base that has all these modules, with their shapes."""
-    shapes = {
-        module: (source.tensors[parts["b"]].shape[0], *source.tensors[parts["a"]].shape[1:])
-        for module, parts in layers.items()
-    }
-    model_class = _stated_class(source)
-    reasons, fitting = [], []
-    for name, config in base.models.items():
-        if model_class and model_class != config.model_class:
-            reasons.append(f"{name} is a {config.model_class}, and the adapter's configuration says {model_class}")
-        elif misfit := _misfit(shapes, targets(base, name)):
-            reasons.append(f"{name}: {misfit}")
-        else:
-            fitting.append(name)
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise CheckpointError(
-            f"The keys do not say whether {' or '.join(fitting)} was trained; the modules of both fit.",
-            expected="a component that can be told",
-            remedy=f"Put the adapter into a folder named {' or '.join(fitting)}, and export the folder around it.",
-        )
-    raise FamilyError(
-        f"The adapter fits no component of {base.pipeline} ({'; '.join(reasons)}).",
-        expected="an adapter that was trained on this base",
-        remedy="Pass the --base that it was trained on.",
-    )
-
-
-def _stated_class(source: Source) -> str | None:
-    mapping = source.configs.get("", {}).get("auto_mapping")
-    return mapping.get("base_model_class") if isinstance(mapping, dict) else None
-
-
-def _misfit(shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, Target]) -> str:
-    """Why adapters of these shapes do not fit these layers; empty if they do."""
-    missing = sorted(module for module in shapes if plain_name(module) not in layers)
-    if missing:
-        return f"{len(missing)} of {len(shapes)} adapted modules are not in it ({missing[0]})"
-    for module, shape in sorted(shapes.items()):
-        if shape != layers[plain_name(module)].shape:
-            return f"{module} is {list(layers[plain_name(module)].shape)}, and the adapter is for {list(shape)}"
-    return ""
-
-
-def _on_base(deltas: Mapping[str, LowRank], base: Base, component: str) -> dict[str, LowRank]:
-    """The deltas under plain module names. FamilyError if the base has no such module, or of another shape."""
-    if misfit := _misfit({module: delta.shape for module, delta in deltas.items()}, targets(base, component)):
-        raise FamilyError(
-            f"The adapter does not fit {component} of this base, a {base.models[component].model_class}: {misfit}.",
-            expected=f"an adapter that was trained on this base ({base.family.title})",
-            remedy="Pass the --base that it was trained on.",
-        )
-    plain = {plain_name(module): delta for module, delta in deltas.items()}
-    if len(plain) != len(deltas):
-        raise CheckpointError(f"{component} has modules both with and without 'text_model.'.", expected="one of them")
-    return plain
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

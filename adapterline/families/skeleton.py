@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,16 @@ _LOCK = threading.RLock()
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that an adapter can change: its kind, and the shape of its weight, [out, in, *kernel]."""
+    """A layer that an adapter can change: its kind, and the shape of its weight, [out, in / groups, *kernel]."""
 
     kind: str  # Linear, Conv1d, Conv2d or Conv3d
     shape: tuple[int, ...]
+    groups: int = 1  # of a convolution
+
+    @property
+    def change(self) -> tuple[int, ...]:
+        """[out, in, *kernel]: PEFT's A sees all inputs, also where the layer's groups each see their own."""
+        return (self.shape[0], self.shape[1] * self.groups, *self.shape[2:])
 
 
 def build_model(config: ModelConfig) -> Any:
@@ -40,7 +47,7 @@ def build_model(config: ModelConfig) -> Any:
         raise FamilyError(f"The installed {config.library} has no model class {config.model_class}.")
     try:
         with _LOCK, quiet_libraries(), torch.device("meta"):
-            if config.library == "diffusers":
+            if config.library.startswith("diffusers"):
                 model = cls.from_config(dict(config.config))  # type: ignore[attr-defined]
             else:
                 model = cls(cls.config_class.from_dict(dict(config.config)))  # type: ignore[attr-defined]
@@ -58,20 +65,25 @@ def build_model(config: ModelConfig) -> Any:
 
 
 def build_pipeline(base: Base, components: Mapping[str, Any], pipeline: str | None = None) -> Any:
-    """The base's pipeline class (or the one named) around these models, and None for everything else."""
+    """The base's pipeline class (or the one named) around these models, and None for everything else.
+
+    The models are registered without the class's constructor: some want a VAE's configuration or fetch a safety checker,
+    and loading LoRA needs neither.
+    """
     import diffusers
 
     cls = getattr(diffusers, pipeline or base.pipeline)
-    arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in components:
-            arguments[name] = components[name]
-        elif name != "self" and parameter.default is inspect.Parameter.empty:
-            arguments[name] = None
-        elif name == "requires_safety_checker":
-            arguments[name] = False
     with quiet_libraries():
-        return cls(**arguments)
+        if issubclass(cls, diffusers.ModularPipeline):
+            built = cls()
+            built.update_components(**components)
+            return built
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        required = [p.name for p in parameters if p.default is p.empty and p.name != "self"]
+        names = dict.fromkeys((*required, *cls._optional_components, *components))
+        built = cls.__new__(cls)
+        built.register_modules(**{name: components.get(name) for name in names})
+    return built
 
 
 def targets(base: Base, component: str) -> dict[str, Target]:
@@ -93,7 +105,9 @@ def _targets_of(model: Any) -> dict[str, Target]:
 
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     return {
-        plain_name(name): Target(type(module).__name__, tuple(map(int, module.weight.shape)))
+        plain_name(name): Target(
+            type(module).__name__, tuple(map(int, module.weight.shape)), int(getattr(module, "groups", 1))
+        )
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     }
@@ -106,7 +120,7 @@ def plain_name(module: str) -> str:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """diffusers and transformers report on loading LoRA as if it were a mistake; what counts is compared, not read."""
+    """diffusers, transformers and peft report on loading LoRA as if it were a mistake; what counts is compared."""
     import diffusers
     import transformers
 
@@ -118,7 +132,9 @@ def quiet_libraries() -> Iterator[None]:
                 logging.set_verbosity(60)
             for logging in bars:
                 logging.disable_progress_bar()
-            yield
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups > 1")
+                yield
         finally:
             for logging, level in levels:
                 logging.set_verbosity(level)

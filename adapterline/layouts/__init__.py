@@ -5,6 +5,7 @@ from __future__ import annotations
 from adapterline.families.base import Base
 from adapterline.layouts.base import LayoutWriter
 from adapterline.layouts.diffusers import Diffusers
+from adapterline.layouts.exact import as_low_rank
 from adapterline.values import Adapter, ExportOptions, Plan
 
 LAYOUTS: dict[str, LayoutWriter] = {layout.name: layout for layout in (Diffusers(),)}
@@ -12,9 +13,10 @@ LAYOUTS: dict[str, LayoutWriter] = {layout.name: layout for layout in (Diffusers
 
 def convert(adapter: Adapter, base: Base, options: ExportOptions) -> Plan:
     """What is to be written, in every layout that was asked for. ConversionError if one cannot carry the adapter."""
-    plans = [LAYOUTS[name].plan(adapter, base, options) for name in dict.fromkeys(options.layouts)]
+    components, done = as_low_rank(adapter, options)
+    plans = [LAYOUTS[name].plan(components, base, options) for name in dict.fromkeys(options.layouts)]
     return Plan(
         files=tuple(file for plan in plans for file in plan.files),
         loads=tuple(load for plan in plans for load in plan.loads),
-        transforms=tuple(transform for plan in plans for transform in plan.transforms),
+        transforms=(*done, *(transform for plan in plans for transform in plan.transforms)),
     )

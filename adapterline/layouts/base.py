@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from adapterline.deltas import LowRank
 from adapterline.families.base import Base
-from adapterline.values import Adapter, ExportOptions, FilePlan, LoadCall, Transform
+from adapterline.values import ExportOptions, FilePlan, LoadCall, Transform
+
+#: The adapter as every layout writes it: module by module, by component.
+LowRanks = Mapping[str, Mapping[str, LowRank]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,6 @@ class LayoutWriter(Protocol):
 
     name: str
 
-    def plan(self, adapter: Adapter, base: Base, options: ExportOptions) -> LayoutPlan:
+    def plan(self, components: LowRanks, base: Base, options: ExportOptions) -> LayoutPlan:
         """ConversionError if this layout cannot carry the adapter exactly."""
         ...

@@ -2,8 +2,8 @@
 
 Keys are `{component}.{module}.lora_A.weight` and `lora_B.weight`. CLIP text encoders keep `text_model.` in their keys:
 diffusers 0.42 takes both forms, ComfyUI only this one. With the scale folded, the header says nothing that a consumer
-needs, except where ranks are mixed, lora_B has biases, or a module's name is the end of another's: peft finds the
-modules by suffix, so they are then listed.
+needs, except where ranks are mixed, lora_B has biases or groups, or a module's name is the end of another's: peft finds
+the modules by suffix, so they are then listed.
 """
 
 from __future__ import annotations
@@ -12,51 +12,78 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from adapterline.deltas import NAMES, LowRank
 from adapterline.errors import ConversionError
-from adapterline.families import Family
-from adapterline.families.base import Base
+from adapterline.families import Component
+from adapterline.families.base import Base, load_call
 from adapterline.families.skeleton import targets
-from adapterline.layouts.base import LayoutPlan
+from adapterline.layouts.base import LayoutPlan, LowRanks
 from adapterline.layouts.scale import Fold, fold, keep, torch_dtype
 from adapterline.parallel import each_value
-from adapterline.values import WEIGHT_NAME, Adapter, ExportOptions, FilePlan, LoadCall, TensorPlan, Transform
+from adapterline.values import ExportOptions, FilePlan, LoadCall, TensorPlan, Transform
 
 
 class Diffusers:
-    """Plans `pytorch_lora_weights.safetensors`."""
+    """Plans `pytorch_lora_weights.safetensors`, and a second file where a pipeline takes two calls."""
 
     name = "diffusers"
 
-    def plan(self, adapter: Adapter, base: Base, options: ExportOptions) -> LayoutPlan:
+    def plan(self, components: LowRanks, base: Base, options: ExportOptions) -> LayoutPlan:
         """See `LayoutWriter.plan`."""
         requested = NAMES[options.dtype] if options.dtype else None
-        tensors: dict[str, TensorPlan] = {}
+        files: dict[str, tuple[LoadCall, list[_Written]]] = {}
         transforms: list[Transform] = []
-        metadata: dict[str, Any] = {}
-        needs_metadata = options.scale == "header"
-        for component, deltas in adapter.components.items():
-            _check_uniform(component, deltas)
-            decide = keep if options.scale == "header" else fold
-            folds = each_value(partial(decide, requested=requested), deltas)
-            for module, delta in deltas.items():
-                tensors |= _tensors(base.family, component, module, delta, folds[module])
-            transforms += _transforms(component, deltas, folds, requested)
-            alike = _look_alikes(base, component, deltas)
-            needs_metadata |= bool(alike) or len({delta.rank for delta in deltas.values()}) > 1
-            needs_metadata |= any(delta.bias is not None for delta in deltas.values())
-            metadata |= {
-                f"{component}.{key}": value for key, value in _config(deltas, folds, base, component, alike).items()
-            }
-        header = {"format": "pt"}
-        if needs_metadata:
-            header["lora_adapter_metadata"] = json.dumps(metadata, sort_keys=True)
-        file = FilePlan(role="weights", layout=self.name, path=WEIGHT_NAME, tensors=tensors, header=header)
-        load = LoadCall(pipeline=base.pipeline, method="load_lora_weights", weight_name=WEIGHT_NAME)
-        return LayoutPlan((file,), (load,), tuple(transforms))
+        for described in base.family.components:
+            if deltas := components.get(described.name):
+                _check_uniform(described.name, deltas)
+                decide = keep if options.scale == "header" else fold
+                folds = each_value(partial(decide, requested=requested), deltas)
+                transforms += _transforms(described.name, deltas, folds, requested)
+                load = load_call(base, described)
+                files.setdefault(load.weight_name, (load, []))[1].append(_write(base, described, deltas, folds))
+        plans = [
+            _file(self.name, name, written, stated=options.scale == "header") for name, (_, written) in files.items()
+        ]
+        return LayoutPlan(tuple(plans), tuple(load for load, _ in files.values()), tuple(transforms))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A component as it goes into its file. `needs_config`: without `config`, a consumer would build other layers."""
+
+    tensors: Mapping[str, TensorPlan]
+    config: Mapping[str, Any]
+    needs_config: bool
+
+
+def _write(base: Base, described: Component, deltas: Mapping[str, LowRank], folds: Mapping[str, Fold]) -> _Written:
+    tensors: dict[str, TensorPlan] = {}
+    for module, delta in deltas.items():
+        tensors |= _tensors(described, module, delta, folds[module])
+    alike = _look_alikes(base, described.name, deltas)
+    config = _config(deltas, folds, described, alike)
+    return _Written(
+        tensors=tensors,
+        config={f"{described.key_prefix}.{key}": value for key, value in config.items()},
+        needs_config=alike
+        or len({delta.rank for delta in deltas.values()}) > 1
+        # diffusers takes the rank from B's second size, which is rank / groups in a grouped convolution
+        or any(delta.bias is not None or delta.groups > 1 for delta in deltas.values()),
+    )
+
+
+def _file(layout: str, path: str, written: list[_Written], stated: bool) -> FilePlan:
+    """One file. Configurations are all or nothing: a loader that finds some wants one for every component."""
+    header = {"format": "pt"}
+    if stated or any(part.needs_config for part in written):
+        metadata = {key: value for part in written for key, value in part.config.items()}
+        header["lora_adapter_metadata"] = json.dumps(metadata, sort_keys=True)
+    tensors = {key: plan for part in written for key, plan in part.tensors.items()}
+    return FilePlan(role="weights", layout=layout, path=path, tensors=tensors, header=header)
 
 
 def _check_uniform(component: str, deltas: Mapping[str, LowRank]) -> None:
@@ -73,12 +100,12 @@ def _check_uniform(component: str, deltas: Mapping[str, LowRank]) -> None:
             )
 
 
-def _tensors(family: Family, component: str, module: str, delta: LowRank, done: Fold) -> dict[str, TensorPlan]:
-    described = family.component(component)
-    in_text_model = described is not None and described.text_model
-    stem = f"{component}.{'text_model.' if in_text_model else ''}{module}"
+def _tensors(described: Component, module: str, delta: LowRank, done: Fold) -> dict[str, TensorPlan]:
+    # CLIPTextModelWithProjection has its projection beside `text_model`, not in it.
+    in_text_model = described.text_model and module != "text_projection"
+    stem = f"{described.key_prefix}.{'text_model.' if in_text_model else ''}{module}"
     # transformers loads a magnitude only under `.weight`; diffusers' models take it without.
-    magnitude = "lora_magnitude_vector.weight" if component.startswith("text_encoder") else "lora_magnitude_vector"
+    magnitude = "lora_magnitude_vector.weight" if described.text_model else "lora_magnitude_vector"
     plans = {}
     for part, suffix in (
         ("a", "lora_A.weight"),
@@ -106,6 +133,7 @@ def _stored(delta: LowRank, done: Fold, part: str) -> Any:
         scale=delta.scale,
         magnitude=delta.magnitude if part == "magnitude" else None,
         bias=delta.bias if part == "bias" else None,
+        groups=delta.groups,
     )
     return getattr(alone.stored(done.shift, done.scale, torch_dtype(done.dtype)), part)
 
@@ -150,14 +178,13 @@ def _look_alikes(base: Base, component: str, deltas: Mapping[str, LowRank]) -> b
 
 
 def _config(
-    deltas: Mapping[str, LowRank], folds: Mapping[str, Fold], base: Base, component: str, exact: bool
+    deltas: Mapping[str, LowRank], folds: Mapping[str, Fold], described: Component, exact: bool
 ) -> dict[str, Any]:
     """The LoraConfig that a consumer needs, and no more of it: what varies between versions of peft stays out."""
     ranks = {module: delta.rank for module, delta in deltas.items()}
     alphas = {module: _alpha(folds[module].scale, rank) for module, rank in ranks.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
-    described = base.family.component(component)
-    anchor = "" if described is not None and described.text_model else "^"
+    anchor = "" if described.text_model else "^"
 
     def pattern(values: Mapping[str, float], usual: float) -> dict[str, float]:
         return {f"{anchor}{re.escape(module)}": value for module, value in values.items() if value != usual}

@@ -13,7 +13,7 @@ from adapterline.checkpoints import sha256_of
 from adapterline.checkpoints.extract import extract
 from adapterline.deltas import NAMES
 from adapterline.errors import CheckpointError, ValidationFailedError
-from adapterline.families.base import Base
+from adapterline.families.base import Base, component_of, load_call
 from adapterline.families.skeleton import plain_name
 from adapterline.validation.consumer import load_into_skeleton
 from adapterline.validation.effect import check_effect
@@ -53,7 +53,11 @@ def validate_bundle(
     for file in bundle.files:
         digest = sha256_of(folder / file.path)
         findings.that(f"{file.path} has its digest", digest == file.sha256, observed=digest, limit=file.sha256)
-    _prove(findings, folder, bundle.loads, base, extract(source, base, options), options)
+    adapter = extract(source, base, options)
+    for layout in dict.fromkeys(file.layout for file in bundle.files):
+        own = {file.path for file in bundle.files if file.layout == layout}
+        loads = tuple(load for load in bundle.loads if load.weight_name in own)
+        _prove(findings, folder, loads, base, adapter, options)
     return ValidationReport(
         bundle_digest=bundle.digest,
         source_digest=source.digest,
@@ -67,13 +71,13 @@ def validate_file(
 ) -> ValidationReport:
     """The proof of one file, whoever wrote it. Without `against` it proves that it loads whole, finite and alive alone.
 
-    CheckpointError if the file is no safetensors file.
+    A file that has one of the names that its family's files have is proven with the others that lie beside it: an
+    adapter of both of Wan's experts takes two. CheckpointError if it is no safetensors file.
     """
     options = options or ExportOptions()
     findings = Findings()
-    load = LoadCall(pipeline=base.pipeline, method="load_lora_weights", weight_name=file.name)
     adapter = extract(against, base, options) if against else None
-    _prove(findings, file.parent, (load,), base, adapter, options)
+    _prove(findings, file.parent, _loads_of(file, base), base, adapter, options)
     return ValidationReport(
         bundle_digest=sha256_of(file),
         source_digest=against.digest if against else None,
@@ -111,15 +115,33 @@ def _prove(
     adapter: Adapter | None,
     options: ExportOptions,
 ) -> None:
-    tensors = {key: info for load in loads for key, info in _tensors_of(folder / load.weight_name).items()}
-    in_file = {key.split(".")[0] for key in tensors}
+    written = _written(folder, loads, base)
     # The loaders call the denoiser, whether or not the file has anything for it.
-    needed = {base.family.components[0].name, *in_file, *(adapter.components if adapter else ())}
+    needed = {base.family.components[0].name, *written, *(adapter.components if adapter else ())}
     loaded = load_into_skeleton(folder, loads, base, tuple(name for name in base.models if name in needed))
-    check_loaded(findings, loaded, len(tensors), base)
+    stored = {component: _stored(tensors) for component, tensors in written.items()}
+    loaded = loaded.without_padding(stored)
+    check_loaded(findings, loaded, {component: len(tensors) for component, tensors in written.items()}, base)
     if adapter is not None and not loaded.error:
         requested = NAMES[options.dtype] if options.dtype else None
-        check_effect(findings, adapter, loaded, _stored(tensors), requested)
+        check_effect(findings, adapter, loaded, stored, requested, options.approximate)
+
+
+def _loads_of(file: Path, base: Base) -> tuple[LoadCall, ...]:
+    """The calls that load this file, and those of its export that lie beside it."""
+    calls = {component.file: load_call(base, component) for component in base.family.components}
+    if file.name not in calls:
+        return (load_call(base, base.family.components[0], file.name),)
+    return tuple(call for name, call in calls.items() if (file.parent / name).is_file())
+
+
+def _written(folder: Path, loads: tuple[LoadCall, ...], base: Base) -> dict[str, dict[str, TensorInfo]]:
+    """The tensors of all files by the component that they are for, and by key without what stands for it there."""
+    written: dict[str, dict[str, TensorInfo]] = {}
+    for load in loads:
+        for key, info in _tensors_of(folder / load.weight_name).items():
+            written.setdefault(component_of(load, key, base.family), {})[key.partition(".")[2]] = info
+    return written
 
 
 def _tensors_of(file: Path) -> dict[str, TensorInfo]:
@@ -133,12 +155,7 @@ def _tensors_of(file: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{file.name} is not a valid safetensors file: {error}.") from error
 
 
-def _stored(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """How A of each module is stored, by component and plain module name."""
-    stored: dict[str, dict[str, TensorInfo]] = {}
-    for key, info in tensors.items():
-        component, _, rest = key.partition(".")
-        module, mark, _ = rest.rpartition(".lora_A.weight")
-        if mark:
-            stored.setdefault(component, {})[plain_name(module)] = info
-    return stored
+def _stored(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """How A of each module of a component is stored, by plain module name."""
+    found = ((key.removesuffix(".lora_A.weight"), info) for key, info in tensors.items() if ".lora_A." in key)
+    return {plain_name(module): info for module, info in found}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,29 +36,50 @@ class Loaded:
     error: str = ""
 
     @property
-    def tensors(self) -> int:
-        """How many tensors arrived."""
-        return sum(
-            sum(
-                tensor is not None for tensor in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias)
-            )
-            for layers in self.components.values()
-            for layer in layers.values()
+    def tensors(self) -> dict[str, int]:
+        """How many tensors arrived, by component."""
+        return {name: sum(map(_count, layers.values())) for name, layers in self.components.items()}
+
+    def without_padding(self, written: Mapping[str, Collection[str]]) -> Loaded:
+        """Less the layers that are in no file, by component and module, and change nothing.
+
+        Wan's loader gives an image-to-video model zeros for the image keys and values that a text-to-video adapter has
+        no factors for (`_maybe_expand_t2v_lora_for_i2v`).
+        """
+        return replace(
+            self,
+            components={
+                name: {
+                    module: layer
+                    for module, layer in layers.items()
+                    if module in written.get(name, ()) or not _is_zero(layer.delta)
+                }
+                for name, layers in self.components.items()
+            },
         )
 
 
+def _count(layer: LoadedLayer) -> int:
+    return sum(part is not None for part in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias))
+
+
+def _is_zero(delta: LowRank) -> bool:
+    parts = [delta.a, delta.b, *(() if delta.bias is None else (delta.bias,))]
+    return delta.magnitude is None and not any(part.is_meta or bool(part.any()) for part in parts)
+
+
 def load_into_skeleton(folder: Path, loads: tuple[LoadCall, ...], base: Base, components: tuple[str, ...]) -> Loaded:
-    """Executes `loads` on the base's pipeline with skeletons of these components.
+    """Executes `loads`, all of them on one pipeline of the base, with skeletons of these components.
 
     Never raises for what the loader makes of the file: that is the finding.
     """
     models = {name: build_model(base.models[name]) for name in components}
+    pipelines = {name: build_pipeline(base, models, name) for name in dict.fromkeys(load.pipeline for load in loads)}
     for load in loads:
-        pipeline = build_pipeline(base, models, load.pipeline)
         try:
             with quiet_libraries():
                 arguments = {"weight_name": load.weight_name, "adapter_name": ADAPTER_NAME, **load.kwargs}
-                getattr(pipeline, load.method)(str(folder), **arguments)
+                attrgetter(load.method)(pipelines[load.pipeline])(str(folder), **arguments)
         except Exception as error:  # whatever it is, the consumer would meet it too
             return Loaded({}, f"{type(error).__name__}: {error}")
     return Loaded({name: _layers(model) for name, model in models.items()})
@@ -75,6 +97,9 @@ def _layer(module: Any) -> LoadedLayer:
     a, b = module.lora_A[ADAPTER_NAME], module.lora_B[ADAPTER_NAME]
     magnitudes = getattr(module, "lora_magnitude_vector", {})
     magnitude: torch.Tensor | None = magnitudes[ADAPTER_NAME].weight if ADAPTER_NAME in magnitudes else None
-    delta = LowRank(a.weight.detach(), b.weight.detach(), float(module.scaling[ADAPTER_NAME]), magnitude, b.bias)
+    groups = int(getattr(b, "groups", 1))
+    delta = LowRank(
+        a.weight.detach(), b.weight.detach(), float(module.scaling[ADAPTER_NAME]), magnitude, b.bias, groups
+    )
     active = ADAPTER_NAME in module.active_adapters and not module.disable_adapters and not module.merged
     return LoadedLayer(delta, active, bool(module.use_dora[ADAPTER_NAME]))

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from adapterline.checkpoints.containers.base import NotMyKindError
-from adapterline.checkpoints.dialects.base import Dialect, Entry, Readable
-from adapterline.checkpoints.dialects.diffusers import Diffusers
-from adapterline.checkpoints.dialects.peft import Peft
-from adapterline.errors import CheckpointError
+import re
 
-#: Exactly one may match.
-DIALECTS: tuple[Dialect, ...] = (Diffusers(), Peft())
+from adapterline.checkpoints.containers.base import NotMyKindError
+from adapterline.checkpoints.dialects.ai_toolkit import AiToolkit
+from adapterline.checkpoints.dialects.attention_processors import AttentionProcessors
+from adapterline.checkpoints.dialects.base import Dialect, Entry, Readable
+from adapterline.checkpoints.dialects.comfy import Comfy
+from adapterline.checkpoints.dialects.diffusers import Diffusers
+from adapterline.checkpoints.dialects.kohya import Kohya
+from adapterline.checkpoints.dialects.lycoris import Lycoris
+from adapterline.checkpoints.dialects.original import Original
+from adapterline.checkpoints.dialects.peft import Peft
+from adapterline.checkpoints.dialects.xlabs import XLabs
+from adapterline.errors import CheckpointError, ConversionError
+
+#: Exactly one may match. Of several that refuse a file as broken the first is believed, so the particular ones, whose
+#: keys others may take for their own with something strange among them, come before the general ones.
+DIALECTS: tuple[Dialect, ...] = (
+    XLabs(),
+    AttentionProcessors(),
+    Original(),
+    Diffusers(),
+    Peft(),
+    Kohya(),
+    Lycoris(),
+    AiToolkit(),
+    Comfy(),
+)
+
+#: What the keys of adapters have, of whatever type.
+_ADAPTER = re.compile(r"lora|hada_|lokr_|oft|ia3_|vera_|lycoris|\.diff$|dora_scale", re.IGNORECASE)
 
 
 def dialect_named(name: str) -> Dialect:
@@ -20,23 +43,31 @@ def dialect_named(name: str) -> Dialect:
 def identify(readable: Readable) -> tuple[Dialect, dict[str, Entry]]:
     """The one dialect that the keys are of, and where each tensor belongs.
 
-    CheckpointError, with every candidate's reason, if none or several match.
+    CheckpointError, with every candidate's reason, if none or several match. What one dialect finds broken another may
+    read whole, and then that one is right: every tensor has its place. If none does, the refusal stands. It stands in
+    any case where there is a PEFT configuration, since the refusal may be about that and not about the keys.
     """
     if not readable.tensors:
         raise CheckpointError("The checkpoint has no tensors.", expected="an adapter")
-    matches, reasons = [], []
+    matches: list[tuple[Dialect, dict[str, Entry]]] = []
+    reasons: list[str] = []
+    refusals: list[CheckpointError | ConversionError] = []
     for dialect in DIALECTS:
         try:
             matches.append((dialect, dialect.entries(readable)))
         except NotMyKindError as reason:
             reasons.append(f"{dialect.name}: {reason}")
+        except (CheckpointError, ConversionError) as refusal:
+            refusals.append(refusal)
+    if refusals and (readable.configs or not matches):
+        raise refusals[0]
     if len(matches) == 1:
         return matches[0]
     if matches:
         names = ", ".join(dialect.name for dialect, _ in matches)
         raise CheckpointError(f"The keys can be read in more than one way: {names}.", expected="one")
     first = min(readable.tensors)
-    if not any("lora" in key.lower() for key in readable.tensors):
+    if not any(_ADAPTER.search(key) for key in readable.tensors):
         raise CheckpointError(
             f"No adapter is in there: none of its {len(readable.tensors)} tensors ({first!r}, ...) is LoRA's. It looks "
             "like the weights of a whole model.",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from adapterline.errors import CheckpointError
+from adapterline.checkpoints.forms import REFUSED
+from adapterline.errors import CheckpointError, ConversionError
 from adapterline.values import TensorInfo
 
-#: The tensors of a LoRA layer: A, B, DoRA's magnitude and lora_B's bias.
-Part = Literal["a", "b", "magnitude", "bias"]
-#: (module as the checkpoint spells it, rank) -> the factor on B @ A
-ScaleRule = Callable[[str, int], float]
+#: (module as the checkpoint spells it, the number that alpha is divided by, if the factors tell it) -> the factor on
+#: the change that the factors make
+ScaleRule = Callable[[str, int | None], float]
+#: What a key calls the model that denoises, whatever its name in the pipeline: `lora_unet_`, `diffusion_model.`
+DENOISER = "denoiser"
+#: The part of a tensor of the base's own weights, in a state dict of the whole model.
+BASE_WEIGHT = "base weight"
 
 
 class Readable(Protocol):
@@ -33,14 +37,23 @@ class Readable(Protocol):
         """PEFT configurations by component, or "" for all."""
         ...
 
+    @property
+    def scalar(self) -> Callable[[str], float]:
+        """The value of a tensor of one element, read without torch where the file is safetensors."""
+        ...
+
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor belongs. `component` is None where the key does not say it."""
+    """Where one tensor belongs.
+
+    `component` is a component's name, a role that the base decides (DENOISER, or a text encoder's name in ComfyUI), or
+    None where the key does not say it. `part` is one of `forms`.
+    """
 
     component: str | None
     module: str
-    part: Part
+    part: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Dialect(Protocol):
         """Where every tensor belongs, by key.
 
         NotMyKindError: these keys are another dialect's. CheckpointError: they are of this one, and something in the
-        file is no part of a LoRA layer; that is final.
+        file is no part of an adapter; ConversionError: it is part of one that cannot be exported. Both are final.
         """
         ...
 
@@ -84,9 +97,15 @@ def stated_beside(readable: Readable, component: str | None) -> Stated:
 
 
 def collect(readable: Readable, entry_of: Callable[[str], Entry | None]) -> dict[str, Entry]:
-    """Every key's entry. CheckpointError for keys that have none, and for two keys of the same part."""
+    """Every key's entry.
+
+    CheckpointError for keys that have none, and for two keys of the same part; ConversionError for adapter types whose
+    effect no LoRA file carries.
+    """
     entries = {key: entry_of(key) for key in readable.tensors}
     if strange := sorted(key for key, entry in entries.items() if entry is None):
+        if why := refusal_of(strange):
+            raise why
         raise CheckpointError(
             f"{len(strange)} of {len(entries)} tensors are no part of a LoRA layer: {strange[0]!r}"
             f"{_guess(strange[0])}{', ...' if len(strange) > 1 else ''}.",
@@ -104,6 +123,50 @@ def collect(readable: Readable, entry_of: Callable[[str], Entry | None]) -> dict
             )
         by_entry[entry] = key
     return found
+
+
+def refusal_of(keys: list[str]) -> ConversionError | None:
+    """Why an adapter with these tensors cannot be exported, if one of them tells it."""
+    for key in keys:
+        for suffix, reason in REFUSED.items():
+            if key.endswith(f".{suffix}"):
+                return ConversionError(
+                    f"{key!r}: {reason}.",
+                    expected="an adapter that adds to the weights of its layers",
+                    remedy="Train LoRA, LoHa, LoKr or DoRA on the outputs, or merge it into the base.",
+                )
+    return None
+
+
+def alpha_rule(
+    readable: Readable, entries: Mapping[str, Entry], component: str | None, *, without: ScaleRule
+) -> ScaleRule:
+    """alpha / rank by the alpha tensor of each module, and 1 where no factor tells a rank: both are then whole
+    (lycoris.modules.lokr, "use scale = 1"). `without` is the rule of a component that has no alpha tensor at all.
+
+    CheckpointError if some modules have one and others do not, or if one is no number other than zero.
+    """
+    alphas = {
+        entry.module: key for key, entry in entries.items() if entry.part == "alpha" and entry.component == component
+    }
+    if not alphas:
+        return without
+
+    def rule(module: str, rank: int | None) -> float:
+        if rank is None:
+            return 1.0  # ai-toolkit's alpha is 9999999999 then, infinite in float16
+        if module not in alphas:
+            raise CheckpointError(
+                f"{module} has no alpha tensor, and {len(alphas)} other layers have.",
+                expected="one for every layer, or none at all",
+                remedy="The checkpoint is not whole; save it again.",
+            )
+        alpha = readable.scalar(alphas[module])
+        if not (alpha and abs(alpha) < float("inf")):
+            raise CheckpointError(f"The alpha of {module} is {alpha:g}.", expected="a number other than zero")
+        return alpha / rank
+
+    return rule
 
 
 #: What tells that a tensor belongs to an adapter of another type (peft.tuners, lycoris.modules).

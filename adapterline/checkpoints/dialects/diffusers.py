@@ -18,19 +18,19 @@ from typing import Any
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import (
     Entry,
-    Part,
     Readable,
     ScaleRule,
     Stated,
     collect,
     stated_beside,
 )
+from adapterline.checkpoints.dialects.dotted import split
 from adapterline.checkpoints.scales import from_peft_config, unit
 from adapterline.errors import CheckpointError
 from adapterline.families import COMPONENT_NAMES
 
 METADATA_KEY = "lora_adapter_metadata"
-SUFFIXES: dict[str, Part] = {
+SUFFIXES: dict[str, str] = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",
     "lora_B.bias": "bias",
@@ -53,8 +53,12 @@ class Diffusers:
         """See `Dialect.entries`."""
         if any("base_model.model." in key for key in readable.tensors):
             raise NotMyKindError("keys with 'base_model.model.' are PEFT's")
-        if not any(_KEY.fullmatch(key) for key in readable.tensors):
-            raise NotMyKindError(f"no key is {{{' | '.join(COMPONENT_NAMES)}}}.{{module}}.lora_A.weight or the like")
+        if not any(map(is_diffusers, readable.tensors)):
+            raise NotMyKindError("no key is {component}.{module}.lora_A.weight or the like")
+        prefixes = {f"{name}." for name in COMPONENT_NAMES}
+        for key in readable.tensors:
+            if split(key) and not is_diffusers(key) and key[: key.find(".") + 1] in prefixes:
+                raise NotMyKindError(f"{key!r} has a suffix that diffusers does not write")
         return collect(readable, _entry)
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
@@ -98,6 +102,11 @@ def adapter_metadata(readable: Readable) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise CheckpointError(f"The header's {METADATA_KEY} is not a JSON object.")
     return metadata
+
+
+def is_diffusers(key: str) -> bool:
+    """Is it spelled as `save_lora_weights` spells one?"""
+    return _KEY.fullmatch(key) is not None
 
 
 def _entry(key: str) -> Entry | None:

@@ -8,11 +8,12 @@ and so does diffusers' `ModelMixin.save_lora_adapter`, which puts its LoraConfig
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import (
+    BASE_WEIGHT,
     Entry,
-    Part,
     Readable,
     ScaleRule,
     Stated,
@@ -23,7 +24,7 @@ from adapterline.checkpoints.dialects.diffusers import METADATA_KEY, adapter_met
 from adapterline.checkpoints.scales import from_peft_config
 from adapterline.families import COMPONENT_NAMES
 
-SUFFIXES: dict[str, Part] = {
+SUFFIXES: dict[str, str] = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",
     "lora_B.bias": "bias",
@@ -32,6 +33,8 @@ SUFFIXES: dict[str, Part] = {
 }
 _SUFFIX = "|".join(map(re.escape, SUFFIXES))
 _PREFIXED = re.compile(rf"(?:({'|'.join(COMPONENT_NAMES)})\.)?base_model\.model\.(.+?)\.({_SUFFIX})")
+_NOT_BARE = frozenset({*COMPONENT_NAMES, "diffusion_model", "model", "text_encoders"})
+_PREFIX, _BASE_LAYER = r"base_model\.model\.", ".base_layer."
 _BARE = re.compile(rf"()(.+?)\.({_SUFFIX})")
 
 
@@ -47,12 +50,12 @@ class Peft:
             stated = stated_beside(readable, component)
             from_peft_config(stated.config, stated.where)
         if any("base_model.model." in key for key in readable.tensors):
-            return collect(readable, _prefixed)
+            return collect(readable, _or_base_weight(readable, _prefixed, _PREFIX))
         if not any(_BARE.fullmatch(key) for key in readable.tensors):
             raise NotMyKindError("no key is {module}.lora_A.weight or the like")
-        if named := next((key for key in readable.tensors if key.split(".")[0] in COMPONENT_NAMES), None):
-            raise NotMyKindError(f"{named!r} begins with a component, as diffusers' keys do")
-        return collect(readable, _bare)
+        if named := next((key for key in readable.tensors if key.split(".")[0] in _NOT_BARE), None):
+            raise NotMyKindError(f"{named!r} begins with a component, as diffusers' and ComfyUI's keys do")
+        return collect(readable, _or_base_weight(readable, _bare, ""))
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""
@@ -65,6 +68,29 @@ class Peft:
             return stated_beside(readable, component)
         metadata = adapter_metadata(readable)
         return Stated(metadata, f"the header's {METADATA_KEY}") if metadata else None
+
+
+def _or_base_weight(
+    readable: Readable, entry_of: Callable[[str], Entry | None], prefix: str
+) -> Callable[[str], Entry | None]:
+    """`entry_of`, and in a state dict of the whole model (every adapted layer has its `base_layer`) the base's weights.
+
+    A few weights of the base were trained (modules_to_save, bias); those of all layers are just what lay under the
+    adapter. `extract` compares them with the model.
+    """
+    entries = {key: entry_of(key) for key in readable.tensors}
+    adapted = {(entry.component, entry.module) for entry in entries.values() if entry is not None}
+    based = {_base_weight(key, prefix) for key, entry in entries.items() if entry is None and _BASE_LAYER in key}
+    if not adapted <= {(entry.component, entry.module.rpartition(".")[0]) for entry in based if entry is not None}:
+        return entry_of
+    return lambda key: entries[key] or _base_weight(key, prefix)
+
+
+def _base_weight(key: str, prefix: str) -> Entry | None:
+    match = re.fullmatch(rf"(?:({'|'.join(COMPONENT_NAMES)})\.)?{prefix}(.+)", key)
+    if match is None or "modules_to_save" in key or "lora_" in key:
+        return None
+    return Entry(match[1] if prefix else None, match[2].replace(_BASE_LAYER, "."), BASE_WEIGHT)
 
 
 def _prefixed(key: str) -> Entry | None:

@@ -1,0 +1,83 @@
+"""Module names with nothing in front, and alpha or LyCORIS's tensors beside them: OneTrainer's ORIGINAL format.
+
+    double_blocks.0.img_attn.qkv.lora_A.weight, .lora_B.weight, .alpha, .dora_scale     LoRA and DoRA
+    joint_blocks.0.x_block.attn.qkv.lokr_w1, .lokr_w2_a, .lokr_w2_b, .alpha             LoKr; LoHa
+    input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_A.weight, .alpha              Stable Diffusion
+    net.blocks.0.self_attn.q_proj.lora_A.weight, .alpha                                 Anima's DiT lies in `net`
+
+It holds the denoiser alone, by the original implementation's names, which some models share with diffusers. Its scale
+is alpha / rank.
+
+A state dict without alpha is not read here. `double_blocks.0.img_attn.qkv.lora_A.weight` alone is just as well PEFT's,
+whose scale nobody has said: `lora_B.bias` (PEFT's lora_bias) and a widened `img_in` (any control LoRA) do not tell the
+two apart, nor does `base_model.model.`, which fal's trainer leaves in front. Such files are `peft`'s, and need --alpha.
+
+Black Forest Labs' depth and canny LoRAs have no alpha either, and mean scale 1. They are known by the norms that were
+trained with them (`.norm.query_norm.scale`, as in diffusers), and refused for those.
+"""
+
+from __future__ import annotations
+
+import re
+
+from adapterline.checkpoints.containers.base import NotMyKindError
+from adapterline.checkpoints.dialects.base import DENOISER, Entry, Readable, ScaleRule, Stated, alpha_rule, collect
+from adapterline.checkpoints.dialects.dotted import split
+from adapterline.checkpoints.dialects.peft import SUFFIXES as PEFT_SUFFIXES
+from adapterline.checkpoints.scales import unit
+from adapterline.errors import ConversionError
+from adapterline.families import COMPONENT_NAMES
+
+#: What other dialects put before a module's name; sd-scripts and LyCORIS begin a flattened one with it.
+_PREFIXES = frozenset({*COMPONENT_NAMES, "base_model", "diffusion_model", "model", "text_encoders"})
+_FLAT = ("lora_", "lycoris_", "oft_")
+_NET = "net."
+_NORM = re.compile(r"\w+_blocks\.\d+\.(?:\w+\.)?norm\.(?:query|key)_norm\.scale")
+
+
+class Original:
+    """Reads files of OneTrainer's ORIGINAL format."""
+
+    name = "original"
+
+    def entries(self, readable: Readable) -> dict[str, Entry]:
+        """See `Dialect.entries`."""
+        keys = sorted(readable.tensors)
+        if readable.configs:
+            raise NotMyKindError("an adapter_config.json is PEFT's")
+        if prefixed := next((key for key in keys if _is_prefixed(key)), None):
+            raise NotMyKindError(f"{prefixed!r} has something in front of the module's name")
+        layers = [key for key in keys if split(key)]
+        if not layers:
+            raise NotMyKindError("no key is {module}.lora_A.weight, {module}.alpha or the like")
+        if norms := list(filter(_NORM.fullmatch, keys)):
+            raise ConversionError(
+                f"{norms[0]!r} and {len(norms) - 1} more are the weights of norms that were trained with the adapter, "
+                "as Black Forest Labs' depth and canny LoRAs have them: values that take the place of the base's.",
+                expected="changes of weights alone, which add up with the base's whatever they are",
+                remedy="FluxControlPipeline.load_lora_weights loads Black Forest Labs' files as they are.",
+            )
+        if all(key.endswith(tuple(PEFT_SUFFIXES)) for key in layers):
+            raise NotMyKindError("nothing but lora_A and lora_B, and no alpha: it may be PEFT's, of any scale")
+        return collect(readable, _entry)
+
+    def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
+        """See `Dialect.scale_rule`. Differences of whole weights have no alpha; anything else without one says none."""
+        entries = self.entries(readable)
+        parts = {entry.part for entry in entries.values()}
+        if "alpha" not in parts and not parts <= {"diff", "bias_diff"}:
+            return None
+        return alpha_rule(readable, entries, component, without=unit)
+
+    def stated(self, readable: Readable, component: str | None) -> Stated | None:
+        """None: alpha is in the tensors."""
+        return None
+
+
+def _is_prefixed(key: str) -> bool:
+    return key.startswith(_FLAT) or key.partition(".")[0] in _PREFIXES
+
+
+def _entry(key: str) -> Entry | None:
+    found = split(key.removeprefix(_NET))
+    return Entry(DENOISER, *found) if found else None

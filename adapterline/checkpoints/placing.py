@@ -1,0 +1,106 @@
+"""The changes of an adapter, put onto the layers of a base: names looked up, fused layers taken apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from adapterline.deltas import Delta, Full, LowRank, Rows, grouped, reshaped, spread, take_rows
+from adapterline.errors import CheckpointError, ConversionError, FamilyError
+from adapterline.families.base import Base
+from adapterline.families.names import Names, Piece, look_up, names
+from adapterline.families.skeleton import Target, targets
+
+
+def place(deltas: Mapping[str, Delta], base: Base, component: str) -> dict[str, Delta]:
+    """The deltas by module of the base, sorted. FamilyError if it has no such module, or of another shape."""
+    table, layers = names(base, component), targets(base, component)
+    shapes = {module: delta.shape for module, delta in deltas.items()}
+    if misfit := misfit_of(shapes, table, layers):
+        raise FamilyError(
+            f"The adapter does not fit {component} of this base, a {base.models[component].model_class}: {misfit}.",
+            expected=f"an adapter that was trained on this base ({base.family.title})",
+            remedy="Pass the --base that it was trained on.",
+        )
+    placed: dict[str, tuple[str, Delta]] = {}
+    for spelled, delta in deltas.items():
+        for piece, part in _parts(delta, look_up(table, spelled) or ()):
+            if piece.module in placed:
+                raise CheckpointError(
+                    f"{placed[piece.module][0]} and {spelled} both change {component}.{piece.module}.",
+                    expected="one of them",
+                    remedy="Save the adapter again: some loaders would take either, and drop the other.",
+                )
+            placed[piece.module] = spelled, _on_layer(part, layers[piece.module], piece.module)
+    return {module: placed[module][1] for module in sorted(placed)}
+
+
+def misfit_of(shapes: Mapping[str, tuple[int, ...]], table: Names, layers: Mapping[str, Target]) -> str:
+    """Why changes of these shapes do not fit these layers; empty if they do."""
+    missing = sorted(module for module in shapes if look_up(table, module) is None)
+    if missing:
+        return f"{len(missing)} of {len(shapes)} adapted modules are not in it ({missing[0]})"
+    for module, shape in sorted(shapes.items()):
+        pieces = look_up(table, module) or ()
+        wanted = [layers[piece.module] for piece in pieces]
+        outs = sum(target.shape[0] for target in wanted)
+        if not (shape[0] in (outs, _outputs_alone(wanted)) and _same_inputs(shape[1:], wanted)):
+            expected = [outs, *wanted[0].shape[1:]]
+            return f"{module} is {expected}, and the adapter is for {list(shape)}"
+    return ""
+
+
+def _same_inputs(tail: tuple[int, ...], wanted: list[Target]) -> bool:
+    """Flattened kernels count as the kernels that they are."""
+    return all(
+        tail in (target.shape[1:], _all_inputs(target))
+        or (len(tail) == 1 and tail[0] == math.prod(target.shape[1:]))
+        # a 1 x 1 convolution and a linear layer are the same matrix, and trainers store either
+        or (math.prod(tail) == tail[0] == target.shape[1] == math.prod(target.shape[1:]))
+        for target in wanted
+    )
+
+
+def _all_inputs(target: Target) -> tuple[int, ...]:
+    return (target.shape[1] * target.groups, *target.shape[2:])
+
+
+def _outputs_alone(wanted: list[Target]) -> int:
+    """What OneTrainer's lora_up of a grouped convolution has: out / groups, which its forward spreads over all."""
+    target = wanted[0]
+    return target.shape[0] // target.groups if len(wanted) == 1 and target.groups == target.shape[0] else -1
+
+
+def _parts(delta: Delta, pieces: tuple[Piece, ...]) -> list[tuple[Piece, Delta]]:
+    """What each layer of a fused one gets. Layers whose rows are all zero were not trained, if others were."""
+    parts = [(piece, delta if piece.rows is None else take_rows(delta, piece.rows)) for piece in pieces]
+    trained = [(piece, part) for piece, part in parts if not (isinstance(part, LowRank) and not bool(part.b.any()))]
+    return trained or parts
+
+
+def _on_layer(delta: Delta, target: Target, module: str) -> Delta:
+    """The change with the kernel of its layer, and with B in the layer's groups."""
+    if target.groups == 1:
+        return _as_peft_has_it(reshaped(delta, target.shape[1:]))
+    if delta.magnitude is not None:
+        raise ConversionError(
+            f"{module} is a grouped convolution with a DoRA magnitude.", expected="DoRA on ordinary layers"
+        )
+    if isinstance(delta, LowRank) and delta.shape[1:] == _all_inputs(target):
+        if delta.shape[0] != target.shape[0]:
+            b = delta.b.expand(target.shape[0], *delta.b.shape[1:])
+            delta = LowRank(delta.a, b, delta.scale, None, delta.bias)
+        return grouped(delta, target.groups)
+    exact = reshaped(delta, target.shape[1:]).low_rank()
+    kernel = Full((exact.matrices()[0] @ exact.matrices()[1]).reshape(target.shape).float(), exact.scale)
+    a, b = spread(kernel.weight, target.groups)
+    return LowRank(a, b.reshape(*b.shape, *[1] * (a.dim() - 2)), exact.scale, None, exact.bias, target.groups)
+
+
+def _as_peft_has_it(delta: Delta) -> Delta:
+    """A magnitude as [out], or [1, out, 1, ...] of a convolution (peft.tuners.lora.dora); LyCORIS has [out, 1, ...]."""
+    if delta.magnitude is None or isinstance(delta, Rows):
+        return delta
+    kernel = len(delta.shape) - 2
+    return replace(delta, magnitude=delta.magnitude.reshape(*[1, -1, *[1] * kernel][0 if kernel else 1 :]))
