@@ -9,14 +9,15 @@ from dataclasses import replace
 from adapterline.deltas import Delta, Full, LowRank, Rows, grouped, reshaped, spread, take_rows
 from adapterline.errors import CheckpointError, ConversionError, FamilyError
 from adapterline.families.base import Base
+from adapterline.families.control import layers_for
 from adapterline.families.names import Names, Piece, look_up, names
-from adapterline.families.skeleton import Target, targets
+from adapterline.families.skeleton import Target
 
 
 def place(deltas: Mapping[str, Delta], base: Base, component: str) -> dict[str, Delta]:
     """The deltas by module of the base, sorted. FamilyError if it has no such module, or of another shape."""
-    table, layers = names(base, component), targets(base, component)
     shapes = {module: delta.shape for module, delta in deltas.items()}
+    table, (layers, _) = names(base, component), layers_for(base, component, _inputs(shapes, base, component))
     if misfit := misfit_of(shapes, table, layers):
         raise FamilyError(
             f"The adapter does not fit {component} of this base, a {base.models[component].model_class}: {misfit}.",
@@ -34,6 +35,22 @@ def place(deltas: Mapping[str, Delta], base: Base, component: str) -> dict[str, 
                 )
             placed[piece.module] = spelled, _on_layer(part, layers[piece.module], piece.module)
     return {module: placed[module][1] for module in sorted(placed)}
+
+
+def pipeline_for(components: Mapping[str, Mapping[str, Delta]], base: Base) -> str | None:
+    """The pipeline class that an adapter takes, where that is not the base's own."""
+    for component, deltas in components.items():
+        _, pipeline = layers_for(base, component, {module: delta.shape[1] for module, delta in deltas.items()})
+        if pipeline is not None:
+            return pipeline
+    return None
+
+
+def _inputs(shapes: Mapping[str, tuple[int, ...]], base: Base, component: str) -> dict[str, int]:
+    """By module of the base, whatever the checkpoint calls it."""
+    table = names(base, component)
+    found = {module: look_up(table, module) for module in shapes}
+    return {pieces[0].module: shapes[module][1] for module, pieces in found.items() if pieces and len(pieces) == 1}
 
 
 def misfit_of(shapes: Mapping[str, tuple[int, ...]], table: Names, layers: Mapping[str, Target]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapterline.families.base import Base
 from adapterline.layouts.base import LayoutWriter
 from adapterline.layouts.diffusers import Diffusers
@@ -14,6 +16,7 @@ LAYOUTS: dict[str, LayoutWriter] = {layout.name: layout for layout in (Diffusers
 def convert(adapter: Adapter, base: Base, options: ExportOptions) -> Plan:
     """What is to be written, in every layout that was asked for. ConversionError if one cannot carry the adapter."""
     components, done = as_low_rank(adapter, options)
+    base = replace(base, pipeline=adapter.pipeline or base.pipeline)
     plans = [LAYOUTS[name].plan(components, base, options) for name in dict.fromkeys(options.layouts)]
     return Plan(
         files=tuple(file for plan in plans for file in plan.files),

@@ -197,15 +197,14 @@ def _check_rewritten(
         _within(findings, "effect (on random inputs)", component, errors, max(limit, tolerances.REWRITTEN))
     if near:
         rank = int(approximate or 0)
-        ratios = each_value(partial(_over_the_best, rank=rank, slack=limit), near)
-        name = f"effect of rank {rank} (error over the smallest possible)"
-        _within(findings, name, component, ratios, tolerances.APPROXIMATED)
+        excess = each_value(partial(_above_the_best, rank=rank), near)
+        _within(findings, f"effect of rank {rank} (error above the smallest possible)", component, excess, limit)
 
 
-def _over_the_best(row: tuple[Delta, LoadedLayer, str], rank: int, slack: float) -> float:
-    """|carried - wanted| over the smallest that a change of this rank can have, by Frobenius norm.
+def _above_the_best(row: tuple[Delta, LoadedLayer, str], rank: int) -> float:
+    """|carried - wanted| / |wanted| less the smallest that a change of this rank can have, by Frobenius norm.
 
-    Half of `slack` is what rounding the factors may add where the rest is nearly nothing.
+    What rounding the factors adds is at most its own share of the norm, so the limits of `tolerances` apply.
     """
     import torch
 
@@ -221,7 +220,7 @@ def _over_the_best(row: tuple[Delta, LoadedLayer, str], rank: int, slack: float)
     right = torch.linalg.qr(torch.cat([a, found_a]).T).R
     size = float((torch.linalg.qr(b * exact.scale).R @ torch.linalg.qr(a.T).R.T).norm())
     error = float((left @ right.T).norm()) / size if size else math.inf
-    return error / (smallest_error(wanted, rank) + slack / 2)
+    return max(error - smallest_error(wanted, rank), 0.0)
 
 
 def _within(findings: Findings, name: str, component: str, errors: Mapping[str, float], limit: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterline.families.base import Base
-from adapterline.families.skeleton import targets
+from adapterline.families.control import layers_for
 from adapterline.parallel import each, each_value
 from adapterline.validation.consumer import Loaded, LoadedLayer
 from adapterline.validation.findings import Findings
@@ -41,7 +41,7 @@ def check_loaded(findings: Findings, loaded: Loaded, written: Mapping[str, int],
 
 
 def _check_component(findings: Findings, component: str, layers: Mapping[str, LoadedLayer], base: Base) -> None:
-    known = targets(base, component)
+    known, _ = layers_for(base, component, {module: layer.delta.shape[1] for module, layer in layers.items()})
     tensors = {
         module: [t for t in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias) if t is not None]
         for module, layer in layers.items()

@@ -11,8 +11,6 @@ from __future__ import annotations
 FOLD = 5e-4
 #: LoHa, LoKr and the like written as LoRA: products of their entries, rounded to float32.
 REWRITTEN = 2e-6
-#: An approximation that the user asked for may be this much worse than the best one of its rank.
-APPROXIMATED = 1.01
 #: A dtype that the user asked for, by its safetensors name.
 CAST = {"F64": 1e-12, "F32": 1e-6, "F16": 1e-3, "BF16": 8e-3}
 
