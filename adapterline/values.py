@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adapterline.deltas import Delta
 
 #: Part of every cache key and of the manifest's tools: raised when equal input may give other bytes or another verdict.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_SCHEMA: Final = "adapterline/manifest/v1"
 RECORD_SCHEMA: Final = "adapterline/record/v1"
 #: The file name that `load_lora_weights` looks for first (diffusers.loaders.lora_base.LORA_WEIGHT_NAME_SAFE).
@@ -104,6 +104,7 @@ class ExportOptions(Value):
     components: tuple[str, ...] | None = Field(None, min_length=1, description="export these alone; None: all")
     step: int | None = Field(None, ge=0, description="which checkpoint-N of a training folder; None: the final file")
     weights: Literal["raw", "ema"] = Field("raw", description="the trained weights, or their moving average")
+    keep_form: bool = Field(False, description="write LoKr as LoKr, where diffusers loads it: FLUX.2 and Z-Image")
     max_rank: int = Field(256, ge=1, description="the largest rank that LoHa, LoKr and the like may need as a LoRA")
     approximate: int | None = Field(
         None, ge=1, description="the rank to which layers that need more are approximated, by SVD; None: none are"
@@ -140,6 +141,21 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class StoredEmbedding:
+    """What was trained for a new token, as a checkpoint has it: a vector, or [n, width] of them.
+
+    `encoder` is what the checkpoint calls the text encoder (clip_l, clip_g, t5), its number among those of the pipeline
+    ("0"), or "" where it says neither. `info` is of what `read` gives; `where` names file and key.
+    """
+
+    token: str
+    encoder: str
+    info: TensorInfo
+    read: Callable[[], torch.Tensor]
+    where: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A checkpoint whose files are hashed and whose dialect is known; its tensors are read when asked for.
 
@@ -164,11 +180,29 @@ class Source:
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stated_base: str | None = None  # a Hub id that the checkpoint names; never a path
     step: int | None = None
+    embeddings: tuple[StoredEmbedding, ...] = ()
 
     @property
     def name(self) -> str:
         """The last part of its URI: what may be said of it in public."""
         return self.uri.rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A new token of a text encoder: rows of its input embedding, [n, width].
+
+    A prompt calls it by `token`; of several rows the further ones are `token_1`, `token_2`, ... (diffusers' names).
+    """
+
+    token: str
+    component: str
+    vectors: torch.Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each row is called in the tokenizer."""
+        return (self.token, *(f"{self.token}_{row}" for row in range(1, len(self.vectors))))
 
 
 @dataclass(frozen=True)
@@ -183,6 +217,8 @@ class Adapter:
     components: Mapping[str, Mapping[str, Delta]]
     evidence: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    pipeline: str | None = None  # the class that it takes, where that is not the base's own
+    embeddings: tuple[Embedding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +237,9 @@ class LoadCall(Value):
     method: str = Field(description="its method")
     weight_name: str
     kwargs: dict[str, str | int | float | bool] = {}
+    attributes: dict[str, str] = Field(
+        {}, description="arguments that are the pipeline's own: `text_encoder` -> the name of its attribute"
+    )
 
 
 @dataclass(frozen=True)
@@ -239,7 +278,7 @@ class Transform(Value):
 class ExportedFile(Value):
     """A file of the bundle. Its bytes are the export."""
 
-    role: str = Field(description="weights, or config")
+    role: str = Field(description="weights, embedding, or config")
     layout: str
     path: str = Field(description="relative to the publication")
     size: int = Field(ge=0, description="bytes")

@@ -134,6 +134,7 @@ def quiet_libraries() -> Iterator[None]:
                 logging.disable_progress_bar()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups > 1")
+                warnings.filterwarnings("ignore", ".*lora_bias=True.*")  # over a layer without a bias: cannot be merged
                 yield
         finally:
             for logging, level in levels:

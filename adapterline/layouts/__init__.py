@@ -7,7 +7,7 @@ from dataclasses import replace
 from adapterline.families.base import Base
 from adapterline.layouts.base import LayoutWriter
 from adapterline.layouts.diffusers import Diffusers
-from adapterline.layouts.exact import as_low_rank
+from adapterline.layouts.exact import as_written
 from adapterline.values import Adapter, ExportOptions, Plan
 
 LAYOUTS: dict[str, LayoutWriter] = {layout.name: layout for layout in (Diffusers(),)}
@@ -15,7 +15,7 @@ LAYOUTS: dict[str, LayoutWriter] = {layout.name: layout for layout in (Diffusers
 
 def convert(adapter: Adapter, base: Base, options: ExportOptions) -> Plan:
     """What is to be written, in every layout that was asked for. ConversionError if one cannot carry the adapter."""
-    components, done = as_low_rank(adapter, options)
+    components, done = as_written(adapter, base.family, options)
     base = replace(base, pipeline=adapter.pipeline or base.pipeline)
     plans = [LAYOUTS[name].plan(components, base, options) for name in dict.fromkeys(options.layouts)]
     return Plan(

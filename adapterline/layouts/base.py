@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapterline.deltas import LowRank
+from adapterline.deltas import Kronecker, LowRank
 from adapterline.families.base import Base
 from adapterline.values import ExportOptions, FilePlan, LoadCall, Transform
 
 #: The adapter as every layout writes it: module by module, by component.
-LowRanks = Mapping[str, Mapping[str, LowRank]]
+Written = Mapping[str, Mapping[str, LowRank | Kronecker]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,6 @@ class LayoutWriter(Protocol):
 
     name: str
 
-    def plan(self, components: LowRanks, base: Base, options: ExportOptions) -> LayoutPlan:
+    def plan(self, components: Written, base: Base, options: ExportOptions) -> LayoutPlan:
         """ConversionError if this layout cannot carry the adapter exactly."""
         ...

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from adapterline.deltas import NAMES, LowRank
+from adapterline.deltas import NAMES, Kronecker, LowRank
 from adapterline.errors import ConversionError
 from adapterline.families import Component
 from adapterline.families.base import Base, load_call
 from adapterline.families.skeleton import targets
-from adapterline.layouts.base import LayoutPlan, LowRanks
+from adapterline.layouts.base import LayoutPlan, Written
+from adapterline.layouts.lokr import is_lokr, lokr_tensors
 from adapterline.layouts.scale import Fold, fold, keep, torch_dtype
 from adapterline.parallel import each_value
 from adapterline.values import ExportOptions, FilePlan, LoadCall, TensorPlan, Transform
@@ -32,18 +33,21 @@ class Diffusers:
 
     name = "diffusers"
 
-    def plan(self, components: LowRanks, base: Base, options: ExportOptions) -> LayoutPlan:
+    def plan(self, components: Written, base: Base, options: ExportOptions) -> LayoutPlan:
         """See `LayoutWriter.plan`."""
         requested = NAMES[options.dtype] if options.dtype else None
         files: dict[str, tuple[LoadCall, list[_Written]]] = {}
         transforms: list[Transform] = []
         for described in base.family.components:
-            if deltas := components.get(described.name):
+            written = components.get(described.name, {})
+            load = load_call(base, described)
+            if is_lokr(written):
+                files.setdefault(load.weight_name, (load, []))[1].append(_write_lokr(described, written, requested))
+            elif deltas := {module: delta for module, delta in written.items() if isinstance(delta, LowRank)}:
                 _check_uniform(described.name, deltas)
                 decide = keep if options.scale == "header" else fold
                 folds = each_value(partial(decide, requested=requested), deltas)
                 transforms += _transforms(described.name, deltas, folds, requested)
-                load = load_call(base, described)
                 files.setdefault(load.weight_name, (load, []))[1].append(_write(base, described, deltas, folds))
         plans = [
             _file(self.name, name, written, stated=options.scale == "header") for name, (_, written) in files.items()
@@ -74,6 +78,14 @@ def _write(base: Base, described: Component, deltas: Mapping[str, LowRank], fold
         # diffusers takes the rank from B's second size, which is rank / groups in a grouped convolution
         or any(delta.bias is not None or delta.groups > 1 for delta in deltas.values()),
     )
+
+
+def _write_lokr(described: Component, deltas: Mapping[str, LowRank | Kronecker], requested: str | None) -> _Written:
+    tensors: dict[str, TensorPlan] = {}
+    for module, delta in deltas.items():
+        if isinstance(delta, Kronecker):
+            tensors |= lokr_tensors(f"{described.key_prefix}.{module}", delta, requested)
+    return _Written(tensors=tensors, config={}, needs_config=False)
 
 
 def _file(layout: str, path: str, written: list[_Written], stated: bool) -> FilePlan:

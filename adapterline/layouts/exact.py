@@ -6,26 +6,33 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from adapterline.deltas import Delta, LowRank, Rows, approximate
+from adapterline.deltas import Delta, Kronecker, LowRank, Rows, approximate
 from adapterline.errors import ConversionError
+from adapterline.families import Family
 from adapterline.parallel import each_value
 from adapterline.values import Adapter, ExportOptions, Transform
 
 _NAMES = {"Hadamard": "LoHa", "Kronecker": "LoKr", "Full": "full difference"}
 
 
-def as_low_rank(
-    adapter: Adapter, options: ExportOptions
-) -> tuple[dict[str, dict[str, LowRank]], tuple[Transform, ...]]:
-    """(LowRank of every module by component, what was done). ConversionError for a rank above `options.max_rank`."""
-    components: dict[str, dict[str, LowRank]] = {}
+def as_written(
+    adapter: Adapter, family: Family, options: ExportOptions
+) -> tuple[dict[str, dict[str, LowRank | Kronecker]], tuple[Transform, ...]]:
+    """(the change of every module as it goes into the files, by component; what was done).
+
+    ConversionError for a rank above `options.max_rank`, and for `keep_form` where the family's loader has no LoKr.
+    """
+    components: dict[str, dict[str, LowRank | Kronecker]] = {}
     transforms: list[Transform] = []
     for component, deltas in adapter.components.items():
+        if options.keep_form and any(not isinstance(delta, LowRank) for delta in deltas.values()):
+            components[component] = _kept(component, deltas, family, options)
+            continue
         _check_rank(component, deltas, options)
         done = each_value(lambda delta: _one(delta, options), deltas)
         errors = {module: error for module, (_, error) in done.items() if error is not None}
         exact = {module: delta for module, delta in deltas.items() if module not in errors}
-        components[component] = _with_biases({module: delta for module, (delta, _) in done.items()})
+        components[component] = {**_with_biases({module: delta for module, (delta, _) in done.items()})}
         transforms += _rewritten(component, exact, len(deltas))
         if errors:
             transforms.append(
@@ -38,6 +45,26 @@ def as_low_rank(
                 )
             )
     return components, tuple(transforms)
+
+
+def _kept(
+    component: str, deltas: Mapping[str, Delta], family: Family, options: ExportOptions
+) -> dict[str, LowRank | Kronecker]:
+    other = sorted(module for module, delta in deltas.items() if not isinstance(delta, Kronecker))
+    if not family.loads_lokr or other or options.scale == "header":
+        why = (
+            f"{family.title} loads LoRA alone"
+            if not family.loads_lokr
+            else f"{other[0]} is no LoKr layer of its own"
+            if other
+            else "LoKr has its scale in the factors, not in the header"
+        )
+        raise ConversionError(
+            f"The form of {component} cannot be kept: {why}.",
+            expected="LoKr on every layer, for FLUX.2 or Z-Image, with --scale portable",
+            remedy="Leave --keep-form out: then it is written as LoRA.",
+        )
+    return {module: delta for module, delta in deltas.items() if isinstance(delta, Kronecker)}
 
 
 def _one(delta: Delta, options: ExportOptions) -> tuple[LowRank, float | None]:

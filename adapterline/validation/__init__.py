@@ -6,6 +6,7 @@ safetensors library.
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -156,6 +157,6 @@ def _tensors_of(file: Path) -> dict[str, TensorInfo]:
 
 
 def _stored(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """How A of each module of a component is stored, by plain module name."""
-    found = ((key.removesuffix(".lora_A.weight"), info) for key, info in tensors.items() if ".lora_A." in key)
-    return {plain_name(module): info for module, info in found}
+    """How A of each module of a component is stored, or LoKr's right factor, by plain module name."""
+    found = (re.fullmatch(r"(.+)\.(lora_A\.weight|lokr_w2|lokr_w2_a)", key) for key in tensors)
+    return {plain_name(match[1]): tensors[match[0]] for match in found if match}

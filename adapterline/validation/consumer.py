@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterline.deltas import LowRank
+from adapterline.deltas import Kronecker, LowRank, whole
 from adapterline.families.base import Base
 from adapterline.families.skeleton import build_model, build_pipeline, plain_name, quiet_libraries
 from adapterline.values import LoadCall
@@ -21,11 +21,15 @@ ADAPTER_NAME = "adapterline"
 
 @dataclass(frozen=True)
 class LoadedLayer:
-    """One layer after loading. `delta.scale` is peft's `scaling`; `active` is False if a forward would skip it."""
+    """One layer after loading. `delta.scale` is peft's `scaling`; `active` is False if a forward would skip it.
 
-    delta: LowRank
+    `parts` are the tensors that peft has of it.
+    """
+
+    delta: LowRank | Kronecker
     active: bool
     use_dora: bool
+    parts: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Loaded:
                 name: {
                     module: layer
                     for module, layer in layers.items()
-                    if module in written.get(name, ()) or not _is_zero(layer.delta)
+                    if module in written.get(name, ()) or not _is_zero(layer)
                 }
                 for name, layers in self.components.items()
             },
@@ -60,12 +64,11 @@ class Loaded:
 
 
 def _count(layer: LoadedLayer) -> int:
-    return sum(part is not None for part in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias))
+    return len(layer.parts)
 
 
-def _is_zero(delta: LowRank) -> bool:
-    parts = [delta.a, delta.b, *(() if delta.bias is None else (delta.bias,))]
-    return delta.magnitude is None and not any(part.is_meta or bool(part.any()) for part in parts)
+def _is_zero(layer: LoadedLayer) -> bool:
+    return layer.delta.magnitude is None and not any(part.is_meta or bool(part.any()) for part in layer.parts)
 
 
 def load_into_skeleton(folder: Path, loads: tuple[LoadCall, ...], base: Base, components: tuple[str, ...]) -> Loaded:
@@ -94,6 +97,9 @@ def _layers(model: Any) -> dict[str, LoadedLayer]:
 
 
 def _layer(module: Any) -> LoadedLayer:
+    active = ADAPTER_NAME in module.active_adapters and not module.disable_adapters and not module.merged
+    if hasattr(module, "lokr_w1"):
+        return _lokr_layer(module, active)
     a, b = module.lora_A[ADAPTER_NAME], module.lora_B[ADAPTER_NAME]
     magnitudes = getattr(module, "lora_magnitude_vector", {})
     magnitude: torch.Tensor | None = magnitudes[ADAPTER_NAME].weight if ADAPTER_NAME in magnitudes else None
@@ -101,5 +107,21 @@ def _layer(module: Any) -> LoadedLayer:
     delta = LowRank(
         a.weight.detach(), b.weight.detach(), float(module.scaling[ADAPTER_NAME]), magnitude, b.bias, groups
     )
-    active = ADAPTER_NAME in module.active_adapters and not module.disable_adapters and not module.merged
-    return LoadedLayer(delta, active, bool(module.use_dora[ADAPTER_NAME]))
+    parts = tuple(part for part in (delta.a, delta.b, magnitude, delta.bias) if part is not None)
+    return LoadedLayer(delta, active, bool(module.use_dora[ADAPTER_NAME]), parts)
+
+
+def _lokr_layer(module: Any, active: bool) -> LoadedLayer:
+    """peft.tuners.lokr.layer.LoKrLayer: each factor is whole, or the product of two."""
+    stored = {
+        name: getattr(module, f"lokr_{name}")[ADAPTER_NAME].detach()
+        for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+        if ADAPTER_NAME in getattr(module, f"lokr_{name}")
+    }
+    if "t2" in stored:
+        raise ValueError("a Tucker core, which diffusers builds for no linear layer")
+    (a1, b1), (a2, b2) = (
+        whole(stored[name]) if name in stored else (stored[f"{name}_b"], stored[f"{name}_a"]) for name in ("w1", "w2")
+    )
+    delta = Kronecker(a1, b1, a2, b2, float(module.scaling[ADAPTER_NAME]))
+    return LoadedLayer(delta, active, False, tuple(stored.values()))

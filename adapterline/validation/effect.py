@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from adapterline.deltas import (
     DTYPES,
+    NAMES,
     Delta,
+    Kronecker,
     LowRank,
     power_between,
     probed_error,
@@ -61,7 +63,7 @@ def check_effect(
         same = {
             module: (delta, found[module], dtypes[module])
             for module in both
-            if isinstance(delta := wanted[module], LowRank) and _as_stored(delta, approximate)
+            if isinstance(delta := wanted[module], LowRank) and _as_stored(delta, found[module], approximate)
         }
         other = {module: (wanted[module], found[module], dtypes[module]) for module in both if module not in same}
         if same:
@@ -72,9 +74,9 @@ def check_effect(
             _check_rewritten(findings, component, other, requested, approximate)
 
 
-def _as_stored(delta: LowRank, approximate: int | None) -> bool:
+def _as_stored(delta: LowRank, layer: LoadedLayer, approximate: int | None) -> bool:
     """Do its factors go into the file as they are?"""
-    return delta.groups == 1 and (approximate is None or delta.rank <= approximate)
+    return delta.groups == 1 and isinstance(layer.delta, LowRank) and (approximate is None or delta.rank <= approximate)
 
 
 def _dtype(stored: Mapping[str, Mapping[str, TensorInfo]], component: str, module: str, wanted: Delta) -> str:
@@ -89,9 +91,15 @@ def _check_dtypes(
     wrong = {
         module: f"stored as {dtype}"
         for module, dtype in dtypes.items()
-        if dtype not in (requested or wanted[module].dtype, "F32")
+        if dtype not in (requested or _own_dtype(wanted[module]), "F32")
     }
     findings.none_of("dtype", wrong, component, len(dtypes))
+
+
+def _own_dtype(wanted: Delta) -> str:
+    """What the source stores; products of LoHa's and of differences' factors are float32 (`low_rank`)."""
+    factor = wanted.a1 if isinstance(wanted, Kronecker) else wanted.a if isinstance(wanted, LowRank) else None
+    return "F32" if factor is None else NAMES[str(factor.dtype).removeprefix("torch.")]
 
 
 def _check_factors(findings: Findings, component: str, rows: Mapping[str, tuple[LowRank, LoadedLayer, str]]) -> None:
@@ -105,7 +113,7 @@ def _factors_differ(wanted: LowRank, layer: LoadedLayer, dtype: str) -> str:
     import torch
 
     found = layer.delta
-    if found.a.is_meta or found.b.is_meta:
+    if not isinstance(found, LowRank) or any(part.is_meta for part in layer.parts):
         return "no data"
     if wanted.a.shape != found.a.shape or wanted.b.shape != found.b.shape:
         shapes = [list(map(list, (delta.a.shape, delta.b.shape))) for delta in (found, wanted)]
@@ -189,7 +197,11 @@ def _check_rewritten(
     approximate: int | None,
 ) -> None:
     """Whole-layer comparison; approximated layers against the best that their rank allows."""
-    near = {m: row for m, row in rows.items() if approximate is not None and row[1].delta.rank < row[0].needed_rank}
+    near = {
+        module: row
+        for module, row in rows.items()
+        if approximate is not None and isinstance(row[1].delta, LowRank) and row[1].delta.rank < row[0].needed_rank
+    }
     exact = {module: row for module, row in rows.items() if module not in near}
     limit = tolerances.CAST[requested] if requested else tolerances.REWRITTEN
     if exact:
@@ -209,14 +221,15 @@ def _above_the_best(row: tuple[Delta, LoadedLayer, str], rank: int) -> float:
     import torch
 
     wanted, layer, _ = row
-    if layer.delta.rank > rank or layer.delta.a.is_meta:
+    found = layer.delta
+    if not isinstance(found, LowRank) or found.rank > rank or found.a.is_meta:
         return math.inf
     exact = wanted.low_rank()
     b, a = exact.matrices()
-    found_b, found_a = layer.delta.matrices()
+    found_b, found_a = found.matrices()
     if a.shape[1] != found_a.shape[1] or b.shape[0] != found_b.shape[0]:
         return math.inf
-    left = torch.linalg.qr(torch.cat([b * exact.scale, -found_b * layer.delta.scale], dim=1)).R
+    left = torch.linalg.qr(torch.cat([b * exact.scale, -found_b * found.scale], dim=1)).R
     right = torch.linalg.qr(torch.cat([a, found_a]).T).R
     size = float((torch.linalg.qr(b * exact.scale).R @ torch.linalg.qr(a.T).R.T).norm())
     error = float((left @ right.T).norm()) / size if size else math.inf
@@ -234,6 +247,5 @@ def _within(findings: Findings, name: str, component: str, errors: Mapping[str, 
     )
 
 
-def _error(layer: LoadedLayer, wanted: Delta, measure: Callable[[LowRank, Any], float]) -> float:
-    on_meta = layer.delta.a.is_meta or layer.delta.b.is_meta
-    return math.inf if on_meta else measure(layer.delta, wanted)
+def _error(layer: LoadedLayer, wanted: Delta, measure: Callable[[Any, Any], float]) -> float:
+    return math.inf if any(part.is_meta for part in layer.parts) else measure(layer.delta, wanted)

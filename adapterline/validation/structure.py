@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from adapterline.deltas import LowRank
 from adapterline.families.base import Base
 from adapterline.families.control import layers_for
 from adapterline.parallel import each, each_value
@@ -42,10 +43,7 @@ def check_loaded(findings: Findings, loaded: Loaded, written: Mapping[str, int],
 
 def _check_component(findings: Findings, component: str, layers: Mapping[str, LoadedLayer], base: Base) -> None:
     known, _ = layers_for(base, component, {module: layer.delta.shape[1] for module, layer in layers.items()})
-    tensors = {
-        module: [t for t in (layer.delta.a, layer.delta.b, layer.delta.magnitude, layer.delta.bias) if t is not None]
-        for module, layer in layers.items()
-    }
+    tensors = {module: layer.parts for module, layer in layers.items()}
     total = len(layers)
     on_meta = {module for module, found in tensors.items() if any(tensor.is_meta for tensor in found)}
     findings.none_of("has data (not on the meta device)", on_meta, component, total)
@@ -59,7 +57,11 @@ def _check_component(findings: Findings, component: str, layers: Mapping[str, Lo
         if module not in known or layer.delta.shape != known[module].change
     }
     findings.none_of("shape of the model", wrong, component, total)
-    alive = sum(each(lambda module: bool(layers[module].delta.b.any()), real))
+    alive = sum(each(lambda module: _is_alive(layers[module]), real))
     findings.that(
         "alive (some B is not zero)", alive > 0, observed=f"{alive} of {total}", limit="at least 1", component=component
     )
+
+
+def _is_alive(layer: LoadedLayer) -> bool:
+    return bool(layer.delta.b.any()) if isinstance(layer.delta, LowRank) else all(bool(p.any()) for p in layer.parts)

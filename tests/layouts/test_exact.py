@@ -11,7 +11,8 @@ import torch
 
 from adapterline.deltas import Delta, Full, Hadamard, Kronecker, LowRank, Rows, smallest_error
 from adapterline.errors import ConversionError
-from adapterline.layouts.exact import as_low_rank
+from adapterline.families import family_named
+from adapterline.layouts.exact import as_written
 from adapterline.values import Adapter, ExportOptions
 
 BaseOf = Callable[[str], Path]
@@ -40,8 +41,10 @@ def full() -> Full:
 
 def lowered(*deltas: Delta, **options: object) -> tuple[dict[str, LowRank], list[object]]:
     adapter = Adapter("sd15", {"unet": {f"layer{n}": delta for n, delta in enumerate(deltas)}})
-    components, transforms = as_low_rank(adapter, ExportOptions.model_validate(options))
-    return components["unet"], list(transforms)
+    components, transforms = as_written(adapter, family_named("sd15"), ExportOptions.model_validate(options))
+    layers = {name: layer for name, layer in components["unet"].items() if isinstance(layer, LowRank)}
+    assert len(layers) == len(deltas)
+    return layers, list(transforms)
 
 
 def dense(delta: Delta) -> torch.Tensor:
