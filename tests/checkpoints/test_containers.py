@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from adapterline.checkpoints import load_checkpoint, reopen
-from adapterline.checkpoints.containers import open_container
+from adapterline.checkpoints.containers import CONTAINERS, open_container
 from adapterline.checkpoints.containers.base import Contents, Wish
 from adapterline.errors import AdapterlineError, CheckpointError, CheckpointIncompleteError
 from adapterline.values import ExportOptions, Source
@@ -264,7 +264,7 @@ def test_empty_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_file_of_another_kind_is_refused_with_every_readers_reason(tmp_path: Path) -> None:
     (tmp_path / "lora.gguf").write_bytes(b"GGUF")
     message = str(refusal(tmp_path / "lora.gguf"))
-    assert all(name in message for name in ("peft-folder", "training-folder", "safetensors", "torch"))
+    assert all(container.name in message for container in CONTAINERS)
 
 
 def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -519,8 +519,6 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "nested tensor": lambda: {"x": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
     "quantized": lambda: {"x": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)},
     "shared": lambda: dict(zip(map(str, range(1000)), [torch.ones(1000)] * 1000, strict=True)),
-    "nested state dict": lambda: {"state_dict": factors(), "epoch": 3},
-    "numbers": lambda: factors() | {"step": 3},
     "keys that are numbers": lambda: {1: torch.ones(1)},
     "a page for a key": lambda: {"x" * 100_000: 1},
     "a tensor": lambda: torch.ones(3),
@@ -534,7 +532,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore:.*(Sparse|nested|quant).*")
 @pytest.mark.parametrize("what", HOSTILE)
-def test_anything_but_a_flat_dict_of_dense_tensors_is_refused(tmp_path: Path, what: str) -> None:
+def test_what_is_no_state_dict_of_dense_tensors_is_refused(tmp_path: Path, what: str) -> None:
     path = _save(HOSTILE[what](), tmp_path / "lora.pt")
     assert path.stat().st_size < 1_000_000
     refusal(path)
@@ -584,5 +582,5 @@ def test_whole_model_is_refused_as_such(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="whole model"):
         load_checkpoint(str(path), ExportOptions(), tmp_path)
     torch.save({"state_dict": weights, "global_step": 3}, tmp_path / "v1.ckpt")
-    with pytest.raises(CheckpointError, match="state_dict"):
+    with pytest.raises(CheckpointError, match="whole model"):
         load_checkpoint(str(tmp_path / "v1.ckpt"), ExportOptions(), tmp_path)

@@ -5,14 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterline.checkpoints.containers.base import Container, Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.distributed import DistributedFolder
 from adapterline.checkpoints.containers.peft_folder import PeftFolder
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
+from adapterline.checkpoints.containers.sharded import ShardedFile
 from adapterline.checkpoints.containers.torch_zip import TorchFile
 from adapterline.checkpoints.containers.training_folder import TrainingFolder
+from adapterline.checkpoints.containers.zero import ZeroFolder
 from adapterline.errors import CheckpointError, from_os_error
 
 #: In the order in which they are asked; the first that does not say "not my kind" decides.
-CONTAINERS: tuple[Container, ...] = (PeftFolder(), TrainingFolder(), SafetensorsFile(), TorchFile())
+CONTAINERS: tuple[Container, ...] = (
+    PeftFolder(),
+    DistributedFolder(),
+    ZeroFolder(),
+    TrainingFolder(),
+    ShardedFile(),
+    SafetensorsFile(),
+    TorchFile(),
+)
 
 
 def open_container(path: Path, wish: Wish) -> Contents:

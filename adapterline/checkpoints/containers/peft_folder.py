@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterline.checkpoints.containers.base import FINAL_NAMES, STEP, Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.base import FINAL_NAMES, STEP, Contents, NotMyKindError, Wish, is_ema_name
+from adapterline.checkpoints.containers.joining import join_components
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
 from adapterline.checkpoints.containers.torch_zip import TorchFile
 from adapterline.checkpoints.stated import hub_id
@@ -32,35 +33,37 @@ class PeftFolder:
     def open(self, path: Path, wish: Wish) -> Contents:
         """See `Container.open`. The keys of a component's own folder get the component's name in front."""
         if path.is_file() and path.name in WEIGHT_NAMES and (path.parent / CONFIG_NAME).is_file():
-            return self._one(path.parent, path)
+            return self._one(path.parent, wish, path)
         if not path.is_dir():
             raise NotMyKindError(f"not a folder, and no {CONFIG_NAME} beside a file of that name")
         if wish.step is not None:
             raise NotMyKindError("a step was asked for, and a PEFT folder has none")
+        if wish.weights == "ema" and not is_ema_name(path / CONFIG_NAME):
+            raise NotMyKindError("EMA weights were asked for, and its name does not say that it has them")
         if final := next((name for name in FINAL_NAMES if (path / name).is_file()), None):
             raise NotMyKindError(f"{final} in it is preferred")
         if (path / CONFIG_NAME).is_file():
             own = STEP.fullmatch(path.name)
-            return replace(self._one(path), step=int(own[1]) if own else None)
+            return replace(self._one(path, wish), step=int(own[1]) if own else None)
         configs = sorted(path.glob(f"*/{CONFIG_NAME}"))
         folders = [config.parent for config in configs if not STEP.fullmatch(config.parent.name)]
         names = [folder.name for folder in folders]
         if not folders:
             raise NotMyKindError(f"no {CONFIG_NAME} in it, nor in a folder of it")
         if all(name in COMPONENT_NAMES for name in names):
-            return self._several(path, folders)
+            return self._several(path, folders, wish)
         if len(folders) == 1:
-            return self._one(folders[0])
+            return self._one(folders[0], wish)
         raise CheckpointError(
             f"{path.name} has several PEFT adapters: {', '.join(names)}.",
             expected=f"one, or one for each component ({', '.join(COMPONENT_NAMES)})",
             remedy="Name the folder of one of them.",
         )
 
-    def _one(self, folder: Path, weights: Path | None = None) -> Contents:
+    def _one(self, folder: Path, wish: Wish, weights: Path | None = None) -> Contents:
         weights = weights or _weights(folder)
         container = SafetensorsFile() if weights.suffix == ".safetensors" else TorchFile()
-        contents = container.open(weights, Wish())
+        contents = container.open(weights, wish)
         config = read_config(folder / CONFIG_NAME)
         return Contents(
             container=self.name,
@@ -68,28 +71,14 @@ class PeftFolder:
             files=(folder / CONFIG_NAME, weights),
             tensors=contents.tensors,
             read=contents.read,
+            scalar=contents.scalar,
             header=contents.header,
             configs={"": config},
             stated_base=hub_id(config.get("base_model_name_or_path")),
         )
 
-    def _several(self, path: Path, folders: list[Path]) -> Contents:
-        parts = {folder.name: self._one(folder) for folder in folders}
-        readers = {f"{name}.{key}": (part, key) for name, part in parts.items() for key in part.tensors}
-
-        def read(key: str) -> Any:
-            part, inner = readers[key]
-            return part.read(inner)
-
-        return Contents(
-            container=self.name,
-            root=path,
-            files=tuple(file for part in parts.values() for file in part.files),
-            tensors={key: part.tensors[inner] for key, (part, inner) in readers.items()},
-            read=read,
-            configs={name: part.configs[""] for name, part in parts.items()},
-            stated_base=next((part.stated_base for part in parts.values() if part.stated_base), None),
-        )
+    def _several(self, path: Path, folders: list[Path], wish: Wish) -> Contents:
+        return join_components(self.name, path, {folder.name: self._one(folder, wish) for folder in folders})
 
 
 def read_config(path: Path) -> dict[str, Any]:

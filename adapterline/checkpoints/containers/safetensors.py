@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish, bad_key
+from adapterline.checkpoints.containers.base import (
+    Contents,
+    NotMyKindError,
+    Wish,
+    bad_key,
+    is_ema_name,
+    no_ema,
+    not_a_scalar,
+    only_ema,
+)
+from adapterline.checkpoints.containers.nested import split_ema
 from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
 from adapterline.values import TensorInfo
 
@@ -26,6 +38,11 @@ BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
+#: How struct unpacks the dtypes that one number can have; BF16 once it is widened.
+NUMBERS = {
+    "F64": "<d", "F32": "<f", "F16": "<e", "BF16": "<f", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
+    "U64": "<Q", "U32": "<I", "U16": "<H", "U8": "<B",
+}  # fmt: skip
 
 
 class SafetensorsFile:
@@ -39,15 +56,38 @@ class SafetensorsFile:
             raise NotMyKindError("not a file")
         if path.suffix != ".safetensors":
             raise NotMyKindError(f"its name ends in {path.suffix!r}, not in '.safetensors'")
-        tensors, header = read_header(path)
+        tensors, offsets, header = read_header(path)
+        chosen = _chosen(path, tensors, wish)
+        reader = TensorReader(path)
+
+        def scalar(key: str) -> float:
+            return read_scalar(path, key, tensors[chosen[key]], offsets[chosen[key]])
+
         return Contents(
             container=self.name,
             root=path.parent,
             files=(path,),
-            tensors=tensors,
-            read=TensorReader(path),
+            tensors={key: tensors[written] for key, written in chosen.items()},
+            read=lambda key: reader(chosen[key]),
+            scalar=scalar,
             header=header,
         )
+
+
+def _chosen(path: Path, tensors: Mapping[str, TensorInfo], wish: Wish) -> dict[str, str]:
+    """{key: key as written} of the weights that were asked for."""
+    if is_ema_name(path):
+        if wish.weights == "raw":
+            raise only_ema(path.name)
+        return {key: key for key in tensors}
+    raw, averaged = split_ema({key: key for key in tensors})
+    if wish.weights == "ema":
+        if not averaged:
+            raise no_ema(path.name)
+        return averaged
+    if averaged and not raw:
+        raise only_ema(path.name)
+    return raw
 
 
 class TensorReader:
@@ -72,8 +112,25 @@ class TensorReader:
         return tensor
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """(tensors by name, texts) of a safetensors file, after checking every range against the file's size.
+def read_scalar(path: Path, key: str, info: TensorInfo, offset: int) -> float:
+    """The one number at `offset` (bytes from the file's start). CheckpointError if `info` is no number's."""
+    if math.prod(info.shape) != 1 or info.dtype not in NUMBERS:
+        raise not_a_scalar(key, info.dtype, info.shape)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(BITS[info.dtype] // 8)
+    except OSError as error:
+        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+    if len(data) != BITS[info.dtype] // 8:
+        raise _truncated(path, path.stat().st_size, None)
+    if info.dtype == "BF16":  # the upper half of a float32
+        data = bytes(2) + data
+    return float(struct.unpack(NUMBERS[info.dtype], data)[0])
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    """(tensors by name, their offsets in the file, texts), after checking every range against the file's size.
 
     CheckpointIncompleteError if the file is shorter than it says; CheckpointError if it is not what the format allows.
     """
@@ -99,28 +156,29 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise _malformed(path, "its __metadata__ is not a map of texts")
     if len(entries) > MAX_TENSORS:
         raise _malformed(path, f"it has {len(entries)} tensors, more than {MAX_TENSORS}")
-    tensors, end = _check_entries(path, entries)
+    tensors, starts, end = _check_entries(path, entries)
     if size < 8 + length + end:
         raise _truncated(path, size, 8 + length + end)
     if size > 8 + length + end:
         raise _malformed(path, f"{size - 8 - length - end} bytes follow after its last tensor")
-    return tensors, metadata
+    return tensors, {key: 8 + length + start for key, start in starts.items()}, metadata
 
 
-def _check_entries(path: Path, entries: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
+def _check_entries(path: Path, entries: dict[str, Any]) -> tuple[dict[str, TensorInfo], dict[str, int], int]:
     tensors: dict[str, TensorInfo] = {}
+    starts: dict[str, int] = {}
     ranges = []
     for key, entry in entries.items():
         if refusal := bad_key(key):
             raise refusal
-        tensors[key], start, end = _check_entry(path, key, entry)
-        ranges.append((start, end))
+        tensors[key], starts[key], end = _check_entry(path, key, entry)
+        ranges.append((starts[key], end))
     position = 0
     for start, end in sorted(ranges):
         if start != position:
             raise _malformed(path, f"its data has a hole or an overlap at byte {min(start, position)}")
         position = end
-    return tensors, position
+    return tensors, starts, position
 
 
 def _check_entry(path: Path, key: str, entry: Any) -> tuple[TensorInfo, int, int]:
