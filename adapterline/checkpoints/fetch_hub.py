@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 #: The revision ends at the slash, except in the Hub's names for pull requests and conversions.
 _URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?")
-_BASE_CONFIGS = ("model_index.json", "*/config.json")
+_INDEXES = ("model_index.json", "modular_model_index.json")
+_BASE_CONFIGS = (*_INDEXES, "*/config.json")
 
 
 def fetch_hub(uri: str, folder: Path, *, endpoint: str | None = None, token: str | None = None) -> Path:
@@ -60,7 +61,7 @@ def fetch_base_configs(
             chosen = [path for path in commit.files if any(fnmatchcase(path, each) for each in _BASE_CONFIGS)]
             # One component deep: fnmatch lets * match slashes.
             chosen = [path for path in chosen if path.count("/") <= 1]
-            if "model_index.json" not in chosen:
+            if not any(index in chosen for index in _INDEXES):
                 raise FamilyError(
                     f"{model_id} has no model_index.json.",
                     expected="a repository that holds a diffusers pipeline",

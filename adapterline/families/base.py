@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Base:
     architecture: str
     model: str | None = None  # Hub id, if it was named by one
     revision: str | None = None  # the commit that was read
+    folder: Path | None = field(default=None, compare=False)  # where it lies: it may have tokenizers
 
 
 def open_base(spec: str, folder: Path) -> Base:
@@ -112,7 +113,7 @@ def read_base(folder: Path, model: str | None = None, revision: str | None = Non
             expected="; ".join(f"{c.name}: {' or '.join(c.models)}" for c in family.components),
         )
     rows = [[name, item.model_class, _config_digest(item.config)] for name, item in models.items()]
-    return Base(family, str(pipeline), models, digest_of(rows), model, revision)
+    return Base(family, str(pipeline), models, digest_of(rows), model, revision, folder)
 
 
 def load_call(base: Base, component: Component, weight_name: str | None = None) -> LoadCall:

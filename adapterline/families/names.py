@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapterline.families.base import Base
-from adapterline.families.originals import renames
+from adapterline.families.originals import parts, renames
 from adapterline.families.originals.base import Rename
 from adapterline.families.skeleton import Target, plain_name, targets
 
@@ -35,7 +35,8 @@ def names(base: Base, component: str) -> Names:
         if len(_NAMES) >= 64:
             _NAMES.clear()
         config = base.models[component]
-        _NAMES[key] = name_table(targets(base, component), renames(config.model_class, config.config))
+        originals = (*renames(config.model_class, config.config), *parts(config.model_class))
+        _NAMES[key] = name_table(targets(base, component), originals)
     return _NAMES[key]
 
 

@@ -67,8 +67,8 @@ def build_model(config: ModelConfig) -> Any:
 def build_pipeline(base: Base, components: Mapping[str, Any], pipeline: str | None = None) -> Any:
     """The base's pipeline class (or the one named) around these models, and None for everything else.
 
-    The models are registered without the class's constructor: some want a VAE's configuration or fetch a safety checker,
-    and loading LoRA needs neither.
+    The models are registered without the class's constructor: some want a VAE's configuration or fetch a safety
+    checker, and loading LoRA needs neither.
     """
     import diffusers
 

@@ -219,6 +219,12 @@ def test_base_gives_its_configurations_and_the_commit(hub: Hub, tmp_path: Path) 
     assert files_in(folder).keys() == {"model_index.json", "unet/config.json"}
 
 
+def test_modular_pipeline_is_a_base_too(hub: Hub, tmp_path: Path) -> None:
+    hub.put(BASE, {"modular_model_index.json": b"{}", "transformer/config.json": b"{}", "block.py": b"raise SystemExit"})
+    folder, _ = fetch_base_configs(BASE, None, tmp_path)
+    assert files_in(folder).keys() == {"modular_model_index.json", "transformer/config.json"}
+
+
 def test_base_of_a_revision_is_not_mixed_with_that_of_another(hub: Hub, tmp_path: Path) -> None:
     first = hub.put(BASE, BASE_FILES)
     hub.put(BASE, {"vae/config.json": b"{}", "unet/config.json": b"[]"})

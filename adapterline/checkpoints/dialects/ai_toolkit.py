@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from adapterline.checkpoints.containers.base import NotMyKindError
-from adapterline.checkpoints.dialects.base import Entry, Readable, ScaleRule, Stated, alpha_rule, collect
+from adapterline.checkpoints.dialects.base import Entry, Readable, ScaleRule, Stated, alpha_rule, collect, refusal_of
 from adapterline.checkpoints.dialects.diffusers import METADATA_KEY, is_diffusers
 from adapterline.checkpoints.dialects.dotted import split
 from adapterline.checkpoints.scales import unit
@@ -37,6 +37,8 @@ class AiToolkit:
         if all(map(is_diffusers, named)):
             raise NotMyKindError("all suffixes are diffusers' own")
         if not any(split(key) and not is_diffusers(key) for key in named):
+            if why := refusal_of(named):
+                raise why
             raise NotMyKindError("no suffix is .alpha, .magnitude, .lora_down.weight or LyCORIS's")
         return collect(readable, _entry)
 

@@ -3,8 +3,8 @@
     unet.down_blocks.0. ... .attn1.processor.to_q_lora.down.weight            save_lora_weights
     down_blocks.0. ... .attn1.processor.to_q_lora.down.weight                 unet.save_attn_procs
     mid_block.attentions.0.processor.add_k_proj_lora.down.weight              UNets with added keys and values
-    text_encoder.text_model. ... .self_attn.to_q_lora.down.weight             until 0.16; CLIP calls it q_proj
-    text_encoder.text_model. ... .q_proj.lora_linear_layer.down.weight        0.17 and later, in the same file
+    text_encoder.text_model. ... .self_attn.to_q_lora.down.weight             at first; CLIP calls it q_proj
+    text_encoder.text_model. ... .q_proj.lora_linear_layer.down.weight        later, in the same file
 
 All processors, plain, for xFormers and for PyTorch 2, have the same names (diffusers.models.attention_processor of
 0.21). A file says no scale: whoever loads it has network_alpha None, which means 1. Where a converter added an alpha
@@ -27,14 +27,14 @@ _COMPONENT = rf"(?:({'|'.join(sorted(COMPONENT_NAMES, key=len, reverse=True))})\
 _PARTS = {"down.weight": "a", "up.weight": "b", "alpha": "alpha"}
 _PART = "|".join(map(re.escape, _PARTS))
 _OLD = re.compile(rf"{_COMPONENT}(.+?)(?:\.processor)?\.(to_q|to_k|to_v|to_out|add_k_proj|add_v_proj)_lora\.({_PART})")
-#: What diffusers wrote beside them: the text encoders' spelling since 0.17, and that of layers which are no attention.
+#: What diffusers wrote beside them: the text encoders' later spelling, and that of layers which are no attention.
 _NEWER = re.compile(rf"{_COMPONENT}(.+?)\.(?:lora_linear_layer|lora)\.({_PART})")
 _IN_CLIP = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _IN_UNET = {"to_out": "to_out.0"}
 
 
 class AttentionProcessors:
-    """Reads files of diffusers 0.12 to 0.25 whose LoRA layers are attention processors'."""
+    """Reads files of diffusers whose LoRA layers are attention processors'."""
 
     name = "attention-processors"
 

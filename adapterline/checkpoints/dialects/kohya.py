@@ -4,9 +4,14 @@
 
 LoRA, LoCon, LoRA-FA and DyLoRA write the same. A key without alpha means scale 1 to whoever loads it
 (networks/lora.py: `alpha = dim if alpha is None`), and so it does here, unless the header says another alpha.
+
+With split_qkv (networks/lora_flux.py) each part of a fused layer is trained on its own, at alpha / rank. The file has
+`lora_down` of the parts one under the other, and alpha as it was: its rank is three or four times that of a part.
 """
 
 from __future__ import annotations
+
+import json
 
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import Entry, Readable, ScaleRule, Stated, alpha_rule, collect
@@ -34,7 +39,8 @@ class Kohya:
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""
         entries = self.entries(readable)
-        return alpha_rule(readable, entries, component, without=_without_alpha(readable, entries))
+        rule = alpha_rule(readable, entries, component, without=_without_alpha(readable, entries))
+        return _of_parts(rule) if _is_split(readable) else rule
 
     def stated(self, readable: Readable, component: str | None) -> Stated | None:
         """None: alpha is in the tensors."""
@@ -48,6 +54,31 @@ def lycoris_key(readable: Readable) -> str | None:
         if key.startswith("lycoris_") or (entry is not None and entry.part not in PARTS):
             return key
     return None
+
+
+def _is_split(readable: Readable) -> bool:
+    """Was it trained with split_qkv? resize_lora.py decomposes the file as it is, and keeps the header."""
+    if "resize" in readable.header.get("ss_training_comment", ""):
+        return False
+    try:
+        arguments = json.loads(readable.header.get("ss_network_args", "{}"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(arguments, dict) and arguments.get("split_qkv") == "True"
+
+
+def _of_parts(rule: ScaleRule) -> ScaleRule:
+    def scale(module: str, rank: int | None) -> float:
+        parts = 3 if "qkv" in module else 4 if "single" in module and "linear1" in module else 1
+        if rank is not None and rank % parts:
+            raise CheckpointError(
+                f"The header says split_qkv, and {module} has rank {rank}.",
+                expected=f"{parts} parts of one rank",
+                remedy="The file was changed since; export the one that the trainer wrote.",
+            )
+        return rule(module, None if rank is None else rank // parts)
+
+    return scale
 
 
 def _without_alpha(readable: Readable, entries: dict[str, Entry]) -> ScaleRule:

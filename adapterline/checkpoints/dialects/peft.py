@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import (
@@ -21,18 +22,18 @@ from adapterline.checkpoints.dialects.base import (
     stated_beside,
 )
 from adapterline.checkpoints.dialects.diffusers import METADATA_KEY, adapter_metadata
-from adapterline.checkpoints.scales import from_peft_config
+from adapterline.checkpoints.dialects.flat import is_flat
+from adapterline.checkpoints.peft_types import PEFT_TYPES, peft_type_of
 from adapterline.families import COMPONENT_NAMES
 
-SUFFIXES: dict[str, str] = {
-    "lora_A.weight": "a",
-    "lora_B.weight": "b",
-    "lora_B.bias": "bias",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
+#: The parts of a layer by the end of their keys, of all types: no two types mean different parts by one.
+SUFFIXES: Final[dict[str, str]] = {
+    suffix: part for kind in PEFT_TYPES.values() for suffix, part in kind.suffixes.items()
 }
-_SUFFIX = "|".join(map(re.escape, SUFFIXES))
-_PREFIXED = re.compile(rf"(?:({'|'.join(COMPONENT_NAMES)})\.)?base_model\.model\.(.+?)\.({_SUFFIX})")
+_SHARED: Final[dict[str, str]] = {name: part for kind in PEFT_TYPES.values() for name, part in kind.shared.items()}
+_COMPONENT, _SUFFIX = "|".join(COMPONENT_NAMES), "|".join(map(re.escape, SUFFIXES))
+_PREFIXED = re.compile(rf"(?:({_COMPONENT})\.)?base_model\.model\.(.+?)\.({_SUFFIX})")
+_SHARED_KEY = re.compile(rf"(?:({_COMPONENT})\.)?base_model\.({'|'.join(_SHARED)})")
 _NOT_BARE = frozenset({*COMPONENT_NAMES, "diffusion_model", "model", "text_encoders"})
 _PREFIX, _BASE_LAYER = r"base_model\.model\.", ".base_layer."
 _BARE = re.compile(rf"()(.+?)\.({_SUFFIX})")
@@ -48,19 +49,19 @@ class Peft:
         for component in readable.configs:
             # The type decides how the keys are to be read, so its refusal comes before theirs.
             stated = stated_beside(readable, component)
-            from_peft_config(stated.config, stated.where)
+            peft_type_of(stated.config, stated.where).rule(stated.config, stated.where)
         if any("base_model.model." in key for key in readable.tensors):
-            return collect(readable, _or_base_weight(readable, _prefixed, _PREFIX))
+            return collect(readable, _or_base_weight(readable, _or_shared(readable, _prefixed), _PREFIX))
         if not any(_BARE.fullmatch(key) for key in readable.tensors):
             raise NotMyKindError("no key is {module}.lora_A.weight or the like")
-        if named := next((key for key in readable.tensors if key.split(".")[0] in _NOT_BARE), None):
+        if named := next((key for key in readable.tensors if key.split(".")[0] in _NOT_BARE or is_flat(key)), None):
             raise NotMyKindError(f"{named!r} begins with a component, as diffusers' and ComfyUI's keys do")
         return collect(readable, _or_base_weight(readable, _bare, ""))
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""
         stated = self.stated(readable, component)
-        return from_peft_config(stated.config, stated.where) if stated else None
+        return peft_type_of(stated.config, stated.where).rule(stated.config, stated.where) if stated else None
 
     def stated(self, readable: Readable, component: str | None) -> Stated | None:
         """See `Dialect.stated`."""
@@ -68,6 +69,22 @@ class Peft:
             return stated_beside(readable, component)
         metadata = adapter_metadata(readable)
         return Stated(metadata, f"the header's {METADATA_KEY}") if metadata else None
+
+
+def _or_shared(readable: Readable, entry_of: Callable[[str], Entry | None]) -> Callable[[str], Entry | None]:
+    """`entry_of`, and what all layers share: it is entered with the first of them, and `extract` gives it to all."""
+    firsts: dict[str | None, str] = {}
+    for key in readable.tensors:
+        if entry := entry_of(key):
+            firsts[entry.component] = min(entry.module, firsts.get(entry.component, entry.module))
+
+    def with_shared(key: str) -> Entry | None:
+        match = _SHARED_KEY.fullmatch(key)
+        if match is None or match[1] not in firsts:
+            return entry_of(key)
+        return Entry(match[1], firsts[match[1]], _SHARED[match[2]])
+
+    return with_shared
 
 
 def _or_base_weight(

@@ -5,8 +5,8 @@
     single_blocks.0.processor.qkv_lora.down.weight      the q, k and v rows of linear1, and not those of its MLP
     single_blocks.0.processor.proj_lora.up.weight       linear2, with all its inputs: attention and MLP
 
-`diffusion_model.` may come first. x-flux trains with network_alpha None and lora_weight 1, so the scale is 1; diffusers
-(`_convert_xlabs_flux_lora_to_diffusers`) and ComfyUI's nodes of XLabs take it so too.
+`diffusion_model.` may come first. Nothing says a scale: x-flux's processors have network_alpha None and lora_weight 1
+unless told otherwise, and diffusers (`_convert_xlabs_flux_lora_to_diffusers`) takes it for 1 too.
 """
 
 from __future__ import annotations

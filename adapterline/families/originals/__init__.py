@@ -14,7 +14,7 @@ from adapterline.families.originals.auraflow import AURAFLOW
 from adapterline.families.originals.base import Rename, rename
 from adapterline.families.originals.clip import OPEN_CLIP
 from adapterline.families.originals.cosmos import cosmos
-from adapterline.families.originals.flux import CHROMA, FLUX
+from adapterline.families.originals.flux import CHROMA, FLUX, PARTS
 from adapterline.families.originals.flux2 import FLUX2
 from adapterline.families.originals.flux3 import FLUX3
 from adapterline.families.originals.hunyuan_video import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
@@ -89,3 +89,8 @@ def renames(model_class: str, config: Mapping[str, Any]) -> tuple[Rename, ...]:
     """
     table = ORIGINALS.get(model_class, ())
     return table(config) if callable(table) else table
+
+
+def parts(model_class: str) -> tuple[Rename, ...]:
+    """Names of some rows of a fused layer, by which a trainer adapts those alone."""
+    return PARTS if model_class == "FluxTransformer2DModel" else ()

@@ -20,6 +20,14 @@ _SINGLE = (
     rename("linear2", "proj_out"),
 )
 
+#: x-flux's LoRA of a single block acts on the rows of q, k and v of its `linear1` alone.
+PARTS = (
+    rename(
+        "single_blocks.{}.linear1.qkv",
+        *(f"single_transformer_blocks.{{}}.attn.{name}" for name in ("to_q", "to_k", "to_v")),
+    ),
+)
+
 _SHARED = (
     rename("img_in", "x_embedder"),
     rename("txt_in", "context_embedder"),
