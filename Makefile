@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test lint format types bench clean
+.PHONY: install demo test test-full compatibility lint format types bench clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,12 @@ demo: install
 
 test: install
 	$(BIN)/pytest
+
+test-full: install
+	$(BIN)/pytest -m ""
+
+compatibility: install
+	$(BIN)/python -W ignore -m tests.compatibility
 
 lint: install
 	$(BIN)/ruff check .

@@ -54,6 +54,7 @@ def validate(
     it, that the effect is the checkpoint's. Nothing is raised for a finding: look at `.passed` and `.checks`.
     """
     from adapterline.families.base import open_base
+    from adapterline.request import check_base
     from adapterline.validation import validate_file
 
     options = options or ExportOptions()
@@ -61,6 +62,8 @@ def validate(
         work = Path(folder)
         path = _weights_in(fetch(file, work / "file"))
         source = load_checkpoint(against, options, work / "against") if against else None
+        if source:
+            check_base(base, source)
         return validate_file(path, open_base(base, work / "base"), source, options)
 
 

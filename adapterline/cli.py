@@ -36,6 +36,13 @@ Alpha = Annotated[float | None, Parameter(help="lora_alpha, for a checkpoint tha
 AdapterConfig = Annotated[Path | None, Parameter(help="A PEFT adapter_config.json, for the same.")]
 Components = Annotated[str | None, Parameter(help="Export these components alone, separated by commas.")]
 Step = Annotated[int | None, Parameter(help="Which checkpoint-N of a training folder.")]
+Weights = Annotated[Literal["raw", "ema"], Parameter(help="The trained weights, or their moving average (EMA).")]
+MaxRank = Annotated[
+    int | None, Parameter(help="The largest rank that a layer may need as a LoRA, where it was not trained as one.")
+]
+Approximate = Annotated[
+    int | None, Parameter(help="Approximate the layers that need more by SVD, to this rank. Default: refuse them.")
+]
 DTypeName = Annotated[
     Literal["float32", "float16", "bfloat16"] | None, Parameter(name="--dtype", help="Round the factors to this dtype.")
 ]
@@ -70,6 +77,10 @@ def export(
     adapter_config: AdapterConfig = None,
     components: Components = None,
     step: Step = None,
+    weights: Weights = "raw",
+    max_rank: MaxRank = None,
+    approximate: Approximate = None,
+    keep_form: Annotated[bool, Parameter(negative="")] = False,
     base_model: str | None = None,
     run_id: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -82,7 +93,8 @@ def export(
     checkpoint
         A file or folder, s3://bucket/key or hf://org/name[@revision][/path].
     base
-        The architecture to prove on: a diffusers pipeline folder, or a Hub id. Default: what the checkpoint says.
+        The architecture to prove on: a diffusers pipeline folder, a Hub id, or an alias (sd15, sdxl, flux-dev, ...).
+        Default: what the checkpoint says.
     to
         Where to publish, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo. Without it the
         run ends after the proof.
@@ -92,6 +104,8 @@ def export(
         The layouts to write, separated by commas.
     scale
         portable: fold the scale into the factors; header: leave them alone and say it in the header.
+    keep_form
+        Write LoKr as LoKr, for FLUX.2 and Z-Image, whose loaders take it.
     base_model
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
@@ -111,6 +125,10 @@ def export(
         adapter_config=str(adapter_config) if adapter_config else None,
         components=_split(components) if components else None,
         step=step,
+        weights=weights,
+        max_rank=max_rank,
+        approximate=approximate,
+        keep_form=keep_form,
     )
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(
@@ -126,6 +144,7 @@ def inspect(
     alpha: Alpha = None,
     adapter_config: AdapterConfig = None,
     step: Step = None,
+    weights: Weights = "raw",
     json: Json = False,
 ) -> None:
     """Say what a checkpoint is, from its headers: nothing is loaded, nothing is written.
@@ -137,7 +156,9 @@ def inspect(
     """
     from adapterline.inspection import inspect as inspect_
 
-    options = _options(alpha=alpha, adapter_config=str(adapter_config) if adapter_config else None, step=step)
+    options = _options(
+        alpha=alpha, adapter_config=str(adapter_config) if adapter_config else None, step=step, weights=weights
+    )
     found = inspect_(path, options)
     _print(found.model_dump(mode="json"), lambda: inspection_text(found), json)
 
@@ -152,6 +173,9 @@ def validate(
     adapter_config: AdapterConfig = None,
     components: Components = None,
     step: Step = None,
+    weights: Weights = "raw",
+    max_rank: MaxRank = None,
+    approximate: Approximate = None,
     dtype: DTypeName = None,
     json: Json = False,
 ) -> None:
@@ -162,7 +186,7 @@ def validate(
     file
         A file or folder, s3://bucket/key or hf://org/name[@revision].
     base
-        The architecture to prove on: a diffusers pipeline folder, or a Hub id.
+        The architecture to prove on: a diffusers pipeline folder, a Hub id, or an alias (sd15, sdxl, flux-dev, ...).
     against
         The checkpoint whose effect it must have. Without it: loads whole, on the right modules, finite and alive.
     """
@@ -174,6 +198,9 @@ def validate(
         adapter_config=str(adapter_config) if adapter_config else None,
         components=_split(components) if components else None,
         step=step,
+        weights=weights,
+        max_rank=max_rank,
+        approximate=approximate,
         dtype=dtype,
     )
     report = api.validate(file, base, against, options)

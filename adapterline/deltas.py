@@ -188,13 +188,12 @@ class Kronecker:
 
     def low_rank(self) -> LowRank:
         """kron(B1 @ A1, B2 @ A2) is kron(B1, B2) @ kron(A1, A2)."""
-        import torch
 
         if int(self.a1.shape[0]) * int(self.a2.shape[0]) > self.needed_rank:
             first, second = self.b1.double() @ self.a1.double(), self.b2.double() @ self.a2.double().flatten(1)
             weight = _kron(first, second.reshape(int(self.b2.shape[0]), *self.a2.shape[1:]))
             return Full(weight, self.scale, self.magnitude, self.bias).low_rank()
-        b = torch.kron(self.b1.double(), self.b2.double())
+        b = _kron(self.b1.double(), self.b2.double())
         return _low_rank(_kron(self.a1.double(), self.a2.double()), b, self)
 
 
@@ -333,10 +332,13 @@ def tucker(core: torch.Tensor, b: torch.Tensor, a: torch.Tensor) -> tuple[torch.
     """(A [rank, in, *kernel], B [out, rank]) of a Tucker decomposition, in float64.
 
     `core` is [rank of outputs, rank of inputs, *kernel], `b` [out, rank of outputs], `a` [rank of inputs, in]. The core
-    folds into A (lycoris.functional.general.rebuild_tucker: "i j ..., i p, j r -> p r ...").
+    folds into A (lycoris.functional.general.rebuild_tucker: "i j ..., i p, j r -> p r ..."). ValueError if they do not
+    fit.
     """
     import torch
 
+    if core.shape[:2] != (b.shape[1], a.shape[0]):
+        raise ValueError("the core has other ranks")  # einsum would broadcast a rank of 1
     return torch.einsum("ij...,jr->ir...", core.double(), a.double()), b.double()
 
 
@@ -492,10 +494,10 @@ def _low_rank(a: torch.Tensor, b: torch.Tensor, of: Delta) -> LowRank:
 
 
 def _kron(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """kron of a matrix with a matrix or kernel [out, in, *kernel]."""
-    import torch
-
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.dim() - 2)), second)
+    """kron of a matrix with a matrix or kernel [out, in, *kernel]. torch.kron raises for some that were transposed."""
+    out, width = int(first.shape[0] * second.shape[0]), int(first.shape[1] * second.shape[1])
+    products = first.reshape(first.shape[0], 1, first.shape[1], 1, *[1] * (second.dim() - 2)) * second[None, :, None]
+    return products.reshape(out, width, *second.shape[2:])
 
 
 def _rows(tensor: torch.Tensor | None, ranges: Sequence[tuple[int, int]]) -> torch.Tensor | None:

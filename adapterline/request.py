@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from adapterline.checkpoints.evidence import Evidence, contradiction, evidence_of, guess
 from adapterline.errors import FamilyError, UsageError
+from adapterline.families.base import family_of
+from adapterline.families.shipped import shipped
 from adapterline.values import Order, Source, TrainingRun, check_name, make_name
 
 #: File and folder names that say nothing of what was trained: the folder around them does.
@@ -29,15 +33,54 @@ def name_of(name: str | None, checkpoint: str) -> str:
 
 
 def base_of(base: str | None, source: Source, run: TrainingRun | None) -> str:
-    """The base to prove on: what was asked for, else what the run or the checkpoint says. FamilyError without any."""
+    """The base to prove on: what was asked for, else what the run or the checkpoint says.
+
+    Where the checkpoint says the architecture alone, it is the folder of the shipped configuration that has all its
+    layers: a folder, so that no model is recorded. FamilyError without any base, or if one of these contradicts
+    another for certain.
+    """
+    evidence = evidence_of(source)
     stated = base or (run.base_model if run else None) or source.stated_base
-    if stated is None:
+    if stated is not None:
+        check_base(stated, source, evidence)
+        return stated
+    if pair := contradiction(evidence):
+        raise _contradiction(source, str(pair[0]), str(pair[1]))
+    guessed = guess(evidence)
+    folder = shipped(guessed.base) if guessed and guessed.base else None
+    if folder is None:
         raise FamilyError(
             f"Nothing in {source.name} says which base it was trained on.",
             expected="a base model",
-            remedy="Pass --base with a diffusers pipeline folder or a Hub id.",
+            remedy=f"Pass --base with {_CHOICES}.",
         )
-    return stated
+    return str(folder)
+
+
+def check_base(base: str, source: Source, evidence: tuple[Evidence, ...] | None = None) -> None:
+    """FamilyError if what the checkpoint says of its base contradicts `base`, or itself, for certain.
+
+    Which base of a family it is, and one whose family is not known before it is opened, is for the layers to decide.
+    """
+    evidence = evidence_of(source) if evidence is None else evidence
+    if pair := contradiction(evidence):
+        raise _contradiction(source, str(pair[0]), str(pair[1]))
+    family = family_of(base)
+    for each in evidence:
+        if family is not None and each.families and family.name not in each.families:
+            raise _contradiction(source, str(each), f"the base {Path(base).name} is of {family.title}")
+
+
+_CHOICES = "a diffusers pipeline folder, a Hub id, or an alias such as sd15"
+
+
+def _contradiction(source: Source, one: str, other: str) -> FamilyError:
+    return FamilyError(
+        f"{source.name} contradicts itself or its base: {one}, and {other}.",
+        expected="an adapter of the base that it was trained on",
+        remedy="Pass the --base that it was trained on. If a card or a configuration beside the weights is wrong, name "
+        "the file of the weights alone.",
+    )
 
 
 def check_destinations(to: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def summarize(adapter: Adapter, plan: Plan, approximate: int | None = None) -> d
         (component_of(load, key, family), tensor)
         for load in plan.loads
         for file in plan.files
-        if file.path == load.weight_name
+        if file.path == load.weight_name and file.role != "embedding"
         for key, tensor in file.tensors.items()
     ]
     summaries = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterline.families.aliases import shipped_for
 from adapterline.package.card import snippet
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ def record_text(record: LineageRecord, base: str | None) -> str:
     for publication in record.publications:
         lines.append(f"  {publication.url} (latest {publication.latest})")
     if record.publications:
-        known = base or (manifest.base.model if manifest.base.model != "unknown" else None)
+        shipped = shipped_for(base) if base and not Path(base).is_dir() else None
+        known = (shipped.model if shipped else base) or (
+            manifest.base.model if manifest.base.model != "unknown" else None
+        )
         lines += ["", snippet(manifest.loads, record.publications[0].load, known)]
     return "\n".join(lines)
 
@@ -35,9 +40,11 @@ def inspection_text(found: Inspection) -> str:
         f"family: {found.family or 'unknown'}" + (f" ({found.evidence[0]})" if found.evidence else ""),
     ]
     for name, c in found.components.items():
+        rank = "unknown" if c.rank is None else c.rank
         alpha = "unknown" if c.alpha is None else c.alpha
-        lines.append(f"  {name}: {c.adapter_type}, rank {c.rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
-    lines.append(f"base: {found.base or 'not named'}")
+        lines.append(f"  {name}: {c.adapter_type}, rank {rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
+    guessed = f"not named; its architecture is that of {found.architecture}" if found.architecture else "not named"
+    lines.append(f"base: {found.base or guessed}")
     lines.append(f"digest: {found.digest} ({found.size:,} bytes)")
     lines += [f"warning: {warning}" for warning in found.warnings]
     return "\n".join(lines)

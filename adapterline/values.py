@@ -193,11 +193,13 @@ class Embedding:
     """A new token of a text encoder: rows of its input embedding, [n, width].
 
     A prompt calls it by `token`; of several rows the further ones are `token_1`, `token_2`, ... (diffusers' names).
+    `trained_as` is what the trainer called it, where that is something else.
     """
 
     token: str
     component: str
     vectors: torch.Tensor
+    trained_as: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,7 +212,8 @@ class Adapter:
     """What was trained: for each adapted module the change of its weight.
 
     Module names are those of the model class without `text_model.`, which transformers 5 dropped from `CLIPTextModel`
-    alone. `left_out` are components that the user excluded by name.
+    alone. `left_out` are components that the user excluded by name. `norms` are whole weights of norms, by component
+    and the model's own name, that take the place of the base's.
     """
 
     family: str
@@ -219,6 +222,7 @@ class Adapter:
     left_out: tuple[str, ...] = ()
     pipeline: str | None = None  # the class that it takes, where that is not the base's own
     embeddings: tuple[Embedding, ...] = ()
+    norms: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,60 @@ def test_validate_without_a_checkpoint_says_that_it_proves_no_more(
     assert "and no more" in run("validate", file.parent, "--base", trained.base).out
 
 
+@pytest.fixture
+def loha(tmp_path: Path) -> Path:
+    """A LoHa of rank 2, whose change has rank 4."""
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    torch.manual_seed(0)
+    factors = {f"hada_w{n}_{ab}": torch.randn((16, 2) if ab == "a" else (2, 16)) for n in (1, 2) for ab in "ab"}
+    tensors = {f"{module}.{name}": factor for name, factor in factors.items()} | {f"{module}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "loha.safetensors")
+    return tmp_path / "loha.safetensors"
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_rank_that_the_algebra_needs_is_for_the_user_to_allow(
+    run: Callable[..., Answer], loha: Path, trained: Trained, tmp_path: Path
+) -> None:
+    arguments = ("export", loha, "--base", trained.base, "--to", tmp_path / "out", "--json")
+    refused = run(*arguments, "--max-rank", "3")
+    assert refused.code == 3
+    assert "--max-rank 4, or --approximate" in refused.document["remedy"]
+    exact = run(*arguments, "--max-rank", "4").document["manifest"]
+    assert (exact["components"]["unet"]["rank"], exact["components"]["unet"]["adapter_type"]) == (4, "loha")
+    approximate = run(*arguments, "--max-rank", "3", "--approximate", "3").document
+    assert approximate["manifest"]["components"]["unet"]["rank"] == 3
+    done = {transform["kind"]: transform for transform in approximate["manifest"]["transforms"]}
+    assert 0 < max(done["approximate"]["errors"].values()) < 1
+    file = Path(approximate["publications"][0]["load"]) / WEIGHT_NAME
+    against = ("validate", file, "--base", trained.base, "--against", loha)
+    assert run(*against).code == 4
+    assert run(*against, "--approximate", "3").code == 0
+
+
+def test_ema_weights_are_read_only_where_they_are(run: Callable[..., Answer], loha: Path, trained: Trained) -> None:
+    assert_refused(run("inspect", loha, "--weights", "ema"), 3, "no EMA weights", "--weights")
+    averaged = loha.with_name("loha_ema.safetensors")
+    shutil.copy(loha, averaged)
+    assert_refused(run("inspect", averaged), 3, "--weights ema")
+    assert run("inspect", averaged, "--weights", "ema", "--json").document["components"]["unet"]["rank"] == 2
+    assert_refused(run("validate", loha, "--base", trained.base, "--against", averaged), 3, "--weights ema")
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_an_alias_is_a_base_and_a_contradiction_to_it_is_3(
+    run: Callable[..., Answer], loha: Path, trained: Trained, tmp_path: Path
+) -> None:
+    answer = run("export", loha, "--base", "sd15", "--dry-run")
+    assert_refused(answer, 3, "320")  # the layer of Stable Diffusion 1.5 is wider than the demo's
+    stated = tmp_path / "stated.safetensors"
+    save_file(load_file(loha), stated, {"ss_base_model_version": "sdxl_base_v1-0"})
+    assert_refused(run("export", stated, "--base", trained.base), 3, "sdxl_base_v1-0", "Stable Diffusion 1.x")
+    answer = run("validate", loha, "--base", trained.base, "--against", stated)
+    assert_refused(answer, 3, "sdxl_base_v1-0", "Stable Diffusion 1.x")
+    assert_refused(run("export", loha, "--base", "sd1"), 3, "neither a folder nor a Hub id", "sd15")
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +213,9 @@ def test_usage_errors_are_2(run: Callable[..., Answer], tmp_path: Path) -> None:
     assert_refused(run("export", tmp_path, "--no-such-option", "1"), 2)
     assert_refused(run("inspect", tmp_path, "--alpha", "-1"), 2, "--alpha")
     assert_refused(run("export", tmp_path, "--layout", "nonsense"), 2, "--layout")
+    assert_refused(run("export", tmp_path, "--weights", "nonsense"), 2, "--weights")
+    assert_refused(run("export", tmp_path, "--max-rank", "0"), 2, "--max-rank")
+    assert_refused(run("validate", tmp_path, "--base", "sd15", "--approximate", "0"), 2, "--approximate")
     assert_refused(run("no-such-command"), 2)
     assert_refused(run("export", tmp_path, "--base-model", "[evil](x) <b>"), 2, "--base-model")
     assert_refused(run("export", tmp_path, "--base-model", "/home/somebody/base"), 2, "--base-model")

@@ -125,11 +125,129 @@ def test_family_of_a_file_in_diffusers_form_is_guessed(base: BaseOf, tmp_path: P
     assert inspect(adapter.folder).family == family
 
 
-@pytest.mark.parametrize("family", ["sd3", "qwenimage"])
-def test_names_that_several_families_have_are_not_guessed_from(base: BaseOf, tmp_path: Path, family: str) -> None:
-    found = inspect(peft_adapter(base(family), "transformer", tmp_path / "peft", 4, 8, UNET).folder)
+BLOCK = "transformer.transformer_blocks.0.attn"
+
+
+def test_names_that_several_families_have_are_not_guessed_from(tmp_path: Path) -> None:
+    path = diffusers_file(pair(f"{BLOCK}.to_q") | pair(f"{BLOCK}.to_k"), tmp_path / "l.safetensors")
+    found = inspect(path)
     assert found.family is None
-    assert found.evidence == ("it may be Stable Diffusion 3 and 3.5", "it may be Qwen-Image")
+    assert {"it may be Stable Diffusion 3 and 3.5", "it may be Qwen-Image"} <= set(found.evidence)
+    assert any("--base" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(("version", "family"), [("qwen_image", "qwenimage"), ("sd_3", "sd3")])
+def test_what_the_header_says_decides_between_families_of_the_same_names(
+    tmp_path: Path, version: str, family: str
+) -> None:
+    save_file(pair(f"{BLOCK}.to_q"), tmp_path / "l.safetensors", {"ss_base_model_version": version})
+    found = inspect(tmp_path / "l.safetensors")
+    assert found.family == family
+    assert f"the header's ss_base_model_version says '{version}'" in found.evidence
+
+
+@pytest.mark.parametrize("family", ["sd3", "qwenimage"])
+def test_class_that_peft_noted_decides_too(base: BaseOf, tmp_path: Path, family: str) -> None:
+    folder = peft_adapter(base(family), "transformer", tmp_path / "peft", 4, 8, UNET).folder
+    assert inspect(folder).family == family
+
+
+def test_names_win_over_a_header_that_contradicts_them_and_it_is_said(tmp_path: Path) -> None:
+    save_file(pair(Q), tmp_path / "l.safetensors", {"ss_base_model_version": "flux1"})
+    found = inspect(tmp_path / "l.safetensors")
+    assert found.family == "sd15"
+    assert any("'flux1'" in warning and "Stable Diffusion 1.x" in warning for warning in found.warnings)
+
+
+def kohya_file(modules: list[str], path: Path, header: dict[str, str] | None = None, suffix: str = "") -> Path:
+    """sd-scripts' keys; `suffix` is that of another type, with one tensor a layer."""
+    tensors = {}
+    for module in modules:
+        if suffix:
+            tensors[f"{module}.{suffix}"] = torch.ones(2, 4, 4)
+        else:
+            tensors |= {f"{module}.lora_down.weight": torch.ones(4, 8), f"{module}.lora_up.weight": torch.ones(6, 4)}
+        tensors[f"{module}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, path, header)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("modules", "family", "components"),
+    [
+        (["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"], "sd15", {"unet"}),
+        (["lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"], "sd15", {"unet"}),
+        (
+            [
+                "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q",
+                "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+                "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+            ],
+            "sdxl",
+            {"unet", "text_encoder", "text_encoder_2"},
+        ),
+        (["lora_unet_double_blocks_0_img_mod_lin", "lora_unet_single_blocks_0_linear1"], "flux", {"transformer"}),
+        (["lora_unet_joint_blocks_0_x_block_attn_qkv"], "sd3", {"transformer"}),
+        (["lora_unet_transformer_blocks_0_img_mlp_net_0_proj"], "qwenimage", {"transformer"}),
+    ],
+)
+def test_flat_and_original_names_tell_the_family_and_the_components(
+    tmp_path: Path, modules: list[str], family: str, components: set[str]
+) -> None:
+    found = inspect(kohya_file(modules, tmp_path / "l.safetensors"))
+    assert (found.family, set(found.components)) == (family, components)
+    assert {(each.rank, each.alpha) for each in found.components.values()} == {(4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "family", "roles"),
+    [
+        ("double_blocks.0.img_mod.lin", "flux", {"clip_l": "text_encoder", "t5xxl": "text_encoder_2"}),
+        ("joint_blocks.0.x_block.attn.qkv", "sd3", {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}),
+    ],
+)
+def test_roles_of_comfyui_are_told_as_the_pipelines_components(
+    tmp_path: Path, denoiser: str, family: str, roles: dict[str, str]
+) -> None:
+    names = [f"diffusion_model.{denoiser}", "diffusion_model.single_blocks.0.linear1"][: 1 + (family == "flux")]
+    names += [f"text_encoders.{role}.transformer.encoder.layers.0.mlp.fc1" for role in roles]
+    tensors = {key: tensor for name in names for key, tensor in pair(name).items()}
+    found = inspect(diffusers_file(tensors, tmp_path / "l.safetensors"))
+    assert found.family == family
+    assert set(found.components) == {"transformer", *roles.values()}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "reason"),
+    [("oft_blocks", "oft", "rotations"), ("on_input", "ia3", "IA3 rescales"), ("w_norm", "norm", "norm were trained")],
+)
+def test_type_that_cannot_be_exported_is_told_with_the_reason(
+    tmp_path: Path, suffix: str, kind: str, reason: str
+) -> None:
+    modules = [f"lora_unet_down_blocks_0_attentions_{n}_transformer_blocks_0_attn1_to_q" for n in (0, 1)]
+    header = {"ss_network_module": "lycoris.kohya", "ss_base_model_version": "sd_v1"}
+    found = inspect(kohya_file(modules, tmp_path / "l.safetensors", header, suffix))
+    assert (found.container, found.family, found.trainer) == ("safetensors", "sd15", "sd-scripts, lycoris")
+    assert found.dialect == "lycoris"
+    unet = found.components["unet"]
+    assert (unet.adapter_type, unet.rank, unet.alpha, unet.modules) == (kind, None, None, 2)
+    assert any("cannot be exported" in warning and reason in warning for warning in found.warnings)
+
+
+def test_peft_type_that_cannot_be_exported_is_told_with_the_reason(tmp_path: Path) -> None:
+    module = Q.removeprefix("unet.")
+    save_file({f"base_model.model.{module}.oft_R.weight": torch.ones(2, 3)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "OFT", "peft_version": "0.18.0"}')
+    found = inspect(tmp_path)
+    assert (found.dialect, found.trainer, found.family) == ("peft", "peft 0.18.0", "sd15")
+    assert (found.components["unet"].adapter_type, found.components["unet"].modules) == ("oft", 1)
+    assert any("rotations" in warning for warning in found.warnings)
+
+
+def test_a_file_that_is_no_adapter_is_refused_all_the_same(tmp_path: Path) -> None:
+    save_file({"conv_in.weight": torch.ones(4, 4)}, tmp_path / "whole.safetensors")
+    with pytest.raises(CheckpointError, match="whole model"):
+        inspect(tmp_path / "whole.safetensors")
 
 
 def test_family_that_cannot_be_told_is_said_to_be_unknown(tmp_path: Path) -> None:

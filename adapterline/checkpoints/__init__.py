@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,9 @@ from adapterline.checkpoints.containers import open_container
 from adapterline.checkpoints.containers.base import Contents, Wish
 from adapterline.checkpoints.containers.peft_folder import read_config
 from adapterline.checkpoints.dialects import identify
+from adapterline.checkpoints.dialects.base import Dialect, Readable
+from adapterline.checkpoints.embeddings import with_embeddings_inside
+from adapterline.checkpoints.evidence import evidence_of, stated_base
 from adapterline.checkpoints.wrappers import peel
 from adapterline.errors import CheckpointError, UsageError, from_os_error
 from adapterline.values import ExportOptions, Source, digest_of
@@ -23,18 +27,28 @@ if TYPE_CHECKING:
     import torch
 
 #: What a remote prefix is asked for: nothing else can be part of an adapter.
-_WANTED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", "README.md")
+_WANTED = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", "README.md", "config.yaml"),
+    *(".distcp", ".metadata", "latest"),
+)
+#: States of other things than the model, by file name, and the folder of a distributed optimizer.
+_STATES = re.compile(
+    r"(?:.*/)?(?:(?:optimizer|scheduler|random_states|training_args)[^/]*|optimizer(?:_\d+)?/[^/]+)"
+)
 
 
-def load_checkpoint(uri: str, options: ExportOptions, folder: Path) -> Source:
+def load_checkpoint(
+    uri: str, options: ExportOptions, folder: Path, dialect_of: Callable[[Readable], Dialect] | None = None
+) -> Source:
     """Opens the checkpoint at `uri`: a path, `s3://bucket/key-or-prefix`, or `hf://org/name[@revision][/path]`.
 
     What is remote is fetched into `folder`, which must outlive the source. Every file that is read is hashed.
+    `dialect_of` decides the dialect; by default the only one that reads all of it.
     CheckpointError (transient where another try may help) if it cannot be read or is of no known kind.
     """
     path = fetch(uri, folder)
     contents = open_container(path, Wish(step=options.step, weights=options.weights))
-    return _source(uri, path, _with_config(contents, options))
+    return _source(uri, path, _with_config(contents, options), dialect_of)
 
 
 def reopen(source: Source, options: ExportOptions) -> Source:
@@ -71,8 +85,7 @@ def fetch(uri: str, folder: Path) -> Path:
 
 def is_wanted(key: str) -> bool:
     """Can a file of this name be part of an adapter? Optimizer and random states are not fetched."""
-    name = key.rpartition("/")[2]
-    return name.endswith(_WANTED) and not name.startswith(("optimizer", "scheduler", "random_states", "training_args"))
+    return key.endswith(_WANTED) and not _STATES.fullmatch(key)
 
 
 def sha256_of(path: Path) -> str:
@@ -94,16 +107,19 @@ def _with_config(contents: Contents, options: ExportOptions) -> Contents:
     return replace(contents, configs={"": read_config(path)}, files=(*contents.files, path))
 
 
-def _source(uri: str, path: Path, contents: Contents) -> Source:
+def _source(
+    uri: str, path: Path, contents: Contents, dialect_of: Callable[[Readable], Dialect] | None = None
+) -> Source:
     files = _digests(contents)
+    contents = with_embeddings_inside(contents)
     peeled = peel(contents.tensors)
     view = replace(
         contents,
         tensors={key: contents.tensors[written] for key, written in peeled.items()},
         scalar=lambda key: contents.scalar(peeled[key]),
     )
-    dialect, _ = identify(view)
-    return Source(
+    dialect = dialect_of(view) if dialect_of else identify(view)[0]
+    source = Source(
         uri=uri,
         path=path,
         root=contents.root,
@@ -119,7 +135,9 @@ def _source(uri: str, path: Path, contents: Contents) -> Source:
         configs=contents.configs,
         stated_base=contents.stated_base,
         step=contents.step,
+        embeddings=contents.embeddings,
     )
+    return replace(source, stated_base=stated_base(evidence_of(source)))
 
 
 def _reader(contents: Contents, peeled: dict[str, str]) -> Callable[[str], torch.Tensor]:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from adapterline.checkpoints.base_weights import check_base_weights
 from adapterline.checkpoints.dialects import dialect_named
-from adapterline.checkpoints.dialects.base import BASE_WEIGHT, Dialect, ScaleRule, Stated
+from adapterline.checkpoints.dialects.base import BASE_WEIGHT, NORM, Dialect, ScaleRule, Stated
+from adapterline.checkpoints.embeddings import EMBEDDINGS
 from adapterline.checkpoints.form import Form, Layer
 from adapterline.checkpoints.forms import INTEGERS, SHARED, build, form_of
-from adapterline.checkpoints.placing import place
+from adapterline.checkpoints.new_tokens import place_embeddings, wants_embeddings, without_embeddings
+from adapterline.checkpoints.norms import place_norms
+from adapterline.checkpoints.placing import pipeline_for, place
 from adapterline.checkpoints.roles import component_for
 from adapterline.checkpoints.scales import from_alpha
 from adapterline.deltas import DTYPES, Delta
@@ -37,8 +40,9 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
     CheckpointError if the source does not determine it, FamilyError if it is not for this base, ConversionError for a
     component that no consumer loads, UsageError for options that do not fit.
     """
+    carried, options = wants_embeddings(source, options), without_embeddings(source, options)
     dialect = dialect_named(source.dialect)
-    layers, base_weights = _layers(source, dialect)
+    layers, base_weights, norms = _layers(source, dialect)
     if None in layers and len(layers) > 1:
         raise CheckpointError(
             f"Some keys name their component ({', '.join(sorted(filter(None, layers)))}), and others do not.",
@@ -63,21 +67,35 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
             *left_out,
             f"{sum(map(len, base_weights.values()))} weights of the base, which lay under the adapter",
         )
+    if source.embeddings and not carried:
+        left_out = (*left_out, EMBEDDINGS)
+    pipeline = pipeline_for(components, base)
     return Adapter(
         family=base.family.name,
         components=components,
         evidence=(f"every adapted module is in {base.pipeline}, with its shape",),
         left_out=left_out,
+        pipeline=pipeline,
+        norms={
+            component: placed
+            for component in sorted(chosen)
+            if (placed := place_norms(norms.get(spelled[component], {}), source, base, component))
+        },
+        embeddings=place_embeddings(source, base, pipeline or base.pipeline) if carried else (),
     )
 
 
 def _layers(
     source: Source, dialect: Dialect
-) -> tuple[dict[str | None, Layers], dict[str | None, dict[str, tuple[int, ...]]]]:
-    """(keys of every layer's parts, shapes of the base's own weights), by component as the keys have it."""
+) -> tuple[dict[str | None, Layers], dict[str | None, dict[str, tuple[int, ...]]], dict[str | None, dict[str, str]]]:
+    """(keys of every layer's parts, shapes of the base's own weights, keys of norms), by component as the keys have it."""
     layers: dict[str | None, Layers] = defaultdict(lambda: defaultdict(dict))
     base_weights: dict[str | None, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    norms: dict[str | None, dict[str, str]] = defaultdict(dict)
     for key, entry in dialect.entries(source).items():
+        if entry.part == NORM:
+            norms[entry.component][entry.module] = key
+            continue
         if entry.part == BASE_WEIGHT:
             base_weights[entry.component][entry.module] = source.tensors[key].shape
             continue
@@ -86,7 +104,7 @@ def _layers(
                 f"{key!r} is stored as {source.tensors[key].dtype}.", expected=f"one of {', '.join(DTYPES)}"
             )
         layers[entry.component][entry.module][entry.part] = key
-    return {component: dict(modules) for component, modules in layers.items()}, dict(base_weights)
+    return {component: dict(modules) for component, modules in layers.items()}, dict(base_weights), dict(norms)
 
 
 def _deltas(
@@ -132,7 +150,7 @@ def _read(source: Source, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
 def _known(
     forms: Mapping[str, Form], scales: Mapping[str, float], stated: Stated | None, base: Base, component: str
 ) -> dict[str, Layer]:
-    """What is known of every layer besides its tensors. FamilyError if the base has not the layer that a form asks for."""
+    """What is known of every layer besides its tensors. FamilyError if a form asks for a layer that the base lacks."""
     shapes: dict[str, tuple[int, ...]] = {}
     if any(form.on_base for form in forms.values()):
         shapes = _shapes(forms, base, component)
@@ -141,9 +159,7 @@ def _known(
         max((math.prod(shape[1:]) for shape in shapes.values()), default=0),
     )
     config, where = (stated.config, stated.where) if stated else ({}, "")
-    return {
-        module: Layer(scale, shapes.get(module, ()), largest, config, where) for module, scale in scales.items()
-    }
+    return {module: Layer(scale, shapes.get(module, ()), largest, config, where) for module, scale in scales.items()}
 
 
 def _shapes(modules: Iterable[str], base: Base, component: str) -> dict[str, tuple[int, ...]]:
@@ -171,7 +187,7 @@ def rank_of(source: Source, form: Form, parts: Mapping[str, str], module: str) -
     except IndexError:
         rank = -1
     if rank is not None and rank < (0 if form.prunable else 1):
-        listed = ", ".join(f"{part} is {list(shape)}" for part, shape in sorted(shapes.items()))
+        listed = ", ".join(f"{part} is {list(shape) or 'a single number'}" for part, shape in sorted(shapes.items()))
         raise CheckpointError(
             f"The factors of {module} do not fit: {listed}.", expected=f"those of a {form.name} layer"
         )

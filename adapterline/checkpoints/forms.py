@@ -37,7 +37,7 @@ REFUSED: Final[dict[str, str]] = {
     "b_norm": "the bias of a norm was trained, and a LoRA file has no place for it",
 }
 
-#: May accompany any form. PEFT scales lora_B's `bias`; `bias_diff` is a difference of the base's bias, and is not scaled.
+#: May accompany any form. PEFT scales lora_B's `bias`; `bias_diff` is a difference of the base's bias, not scaled.
 _ANY: Final = frozenset({"alpha", "magnitude", "bias", "bias_diff"})
 
 
@@ -62,8 +62,11 @@ def form_of(parts: frozenset[str], where: str) -> Form:
 
 
 def build(form: Form, tensors: Tensors, layer: Layer, where: str) -> Delta:
-    """The change. CheckpointError if the shapes of the parts do not fit each other, ConversionError for a DoRA magnitude
-    for each input."""
+    """The change.
+
+    CheckpointError if the shapes of the parts do not fit each other, ConversionError for a DoRA magnitude for each
+    input.
+    """
     shapes = {part: tuple(map(int, tensor.shape)) for part, tensor in tensors.items()}
     try:
         out = form.outputs(shapes)

@@ -10,7 +10,7 @@ from adapterline.deltas import Delta, Full, LowRank, Rows, grouped, reshaped, sp
 from adapterline.errors import CheckpointError, ConversionError, FamilyError
 from adapterline.families.base import Base
 from adapterline.families.control import layers_for
-from adapterline.families.names import Names, Piece, look_up, names
+from adapterline.families.names import Piece, look_up, names
 from adapterline.families.skeleton import Target
 
 
@@ -18,7 +18,7 @@ def place(deltas: Mapping[str, Delta], base: Base, component: str) -> dict[str, 
     """The deltas by module of the base, sorted. FamilyError if it has no such module, or of another shape."""
     shapes = {module: delta.shape for module, delta in deltas.items()}
     table, (layers, _) = names(base, component), layers_for(base, component, _inputs(shapes, base, component))
-    if misfit := misfit_of(shapes, table, layers):
+    if misfit := misfit_of(shapes, base, component):
         raise FamilyError(
             f"The adapter does not fit {component} of this base, a {base.models[component].model_class}: {misfit}.",
             expected=f"an adapter that was trained on this base ({base.family.title})",
@@ -53,8 +53,9 @@ def _inputs(shapes: Mapping[str, tuple[int, ...]], base: Base, component: str) -
     return {pieces[0].module: shapes[module][1] for module, pieces in found.items() if pieces and len(pieces) == 1}
 
 
-def misfit_of(shapes: Mapping[str, tuple[int, ...]], table: Names, layers: Mapping[str, Target]) -> str:
-    """Why changes of these shapes do not fit these layers; empty if they do."""
+def misfit_of(shapes: Mapping[str, tuple[int, ...]], base: Base, component: str) -> str:
+    """Why changes of these shapes do not fit the layers of this model; empty if they do."""
+    table, (layers, _) = names(base, component), layers_for(base, component, _inputs(shapes, base, component))
     missing = sorted(module for module in shapes if look_up(table, module) is None)
     if missing:
         return f"{len(missing)} of {len(shapes)} adapted modules are not in it ({missing[0]})"

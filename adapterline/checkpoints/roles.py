@@ -9,8 +9,6 @@ from adapterline.checkpoints.forms import form_of
 from adapterline.checkpoints.placing import misfit_of
 from adapterline.errors import CheckpointError, FamilyError
 from adapterline.families.base import Base
-from adapterline.families.names import names
-from adapterline.families.skeleton import targets
 from adapterline.values import ExportOptions, Source
 
 #: ComfyUI's names of text encoders (comfy.sd1_clip and its siblings) and the classes of transformers that they are.
@@ -40,7 +38,7 @@ def component_for(
         config = base.models[name]
         if model_class and model_class != config.model_class:
             reasons.append(f"{name} is a {config.model_class}, and the adapter's configuration says {model_class}")
-        elif misfit := misfit_of(shapes, names(base, name), targets(base, name)):
+        elif misfit := misfit_of(shapes, base, name):
             reasons.append(f"{name}: {misfit}")
         else:
             fitting.append(name)

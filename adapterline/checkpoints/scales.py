@@ -91,6 +91,18 @@ def alpha_over_rank(config: Config, where: str, *, alpha: str = "alpha", power: 
     return rule
 
 
+def unit_of_rank(config: Config, where: str) -> ScaleRule:
+    """1 for every layer, whose rank is the configuration's `r`, with `rank_pattern`."""
+    ranks, rank_of = _patterns(config, "rank_pattern", where), number(config, "r", where)
+
+    def rule(module: str, rank: int | None) -> float:
+        if rank is not None:
+            check_rank(module, rank, _matching(ranks, module, rank_of), where)
+        return 1.0
+
+    return rule
+
+
 def check_rank(module: str, rank: int, stated: float, where: str) -> None:
     """CheckpointError if the file and the configuration have different ranks."""
     if stated != rank:

@@ -22,7 +22,7 @@ def make_card(manifest: Manifest) -> bytes:
     data = ModelCardData(
         library_name="diffusers",
         base_model=manifest.base.model if known else None,
-        pipeline_tag="text-to-image" if "text-to-image" in family.tags else None,
+        pipeline_tag=next((tag for tag in family.tags if tag.startswith("text-to-")), None),
         tags=list(dict.fromkeys(["lora", "diffusers", *family.tags, "template:sd-lora"])),
     )
     if known:
@@ -33,12 +33,17 @@ def make_card(manifest: Manifest) -> bytes:
 
 def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
     """Python that loads what was published at `where` onto the base, as the proof did."""
-    lines = ["import diffusers", ""]
+    lines, opened = ["import diffusers", ""], None
     for load in loads:
         arguments = {"weight_name": load.weight_name, **load.kwargs}
-        text = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        lines.append(f"pipe = diffusers.{load.pipeline}.from_pretrained({(base or 'the base model')!r})")
-        lines.append(f"pipe.{load.method}({where!r}, {text})")
+        texts = [f"{key}={value!r}" for key, value in arguments.items()]
+        texts += [f"{key}=pipe.{attribute}" for key, attribute in load.attributes.items()]
+        if load.pipeline != opened:
+            lines.append(f"pipe = diffusers.{load.pipeline}.from_pretrained({(base or 'the base model')!r})")
+            if load.pipeline.endswith("ModularPipeline"):  # they load nothing unasked
+                lines.append("pipe.load_components()")
+            opened = load.pipeline
+        lines.append(f"pipe.{load.method}({where!r}, {', '.join(texts)})")
     return "\n".join(lines)
 
 
@@ -56,6 +61,7 @@ def _body(manifest: Manifest) -> str:
         ),
         "## Use",
         f"```python\n{snippet(manifest.loads, 'the folder or repository of this card', base)}\n```",
+        *_prompts(manifest),
         "## What is in it",
         _table(
             ("component", "type", "rank", "alpha", "modules", "parameters", "dtype"),
@@ -78,6 +84,12 @@ def _body(manifest: Manifest) -> str:
         _table(("", ""), _origin(manifest)),
     ]
     return "\n\n".join(parts)
+
+
+def _prompts(manifest: Manifest) -> Iterable[str]:
+    """How a prompt calls the embeddings."""
+    if tokens := sorted({str(load.kwargs["token"]) for load in manifest.loads if "token" in load.kwargs}):
+        yield f"It was trained together with new tokens. Call them in a prompt: {', '.join(map(_escaped, tokens))}."
 
 
 def _origin(manifest: Manifest) -> Iterable[tuple[str, Any]]:

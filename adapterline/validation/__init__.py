@@ -15,9 +15,11 @@ from adapterline.checkpoints.extract import extract
 from adapterline.deltas import NAMES
 from adapterline.errors import CheckpointError, ValidationFailedError
 from adapterline.families.base import Base, component_of, load_call
+from adapterline.families.norms import norm_weight
 from adapterline.families.skeleton import plain_name
 from adapterline.validation.consumer import load_into_skeleton
-from adapterline.validation.effect import check_effect
+from adapterline.validation.effect import check_effect, check_norms
+from adapterline.validation.embeddings import METHOD, check_embeddings, loads_beside
 from adapterline.validation.findings import Findings
 from adapterline.validation.structure import check_loaded
 from adapterline.values import (
@@ -56,9 +58,11 @@ def validate_bundle(
         findings.that(f"{file.path} has its digest", digest == file.sha256, observed=digest, limit=file.sha256)
     adapter = extract(source, base, options)
     for layout in dict.fromkeys(file.layout for file in bundle.files):
-        own = {file.path for file in bundle.files if file.layout == layout}
+        own = {file.path for file in bundle.files if file.layout == layout and file.role != "embedding"}
         loads = tuple(load for load in bundle.loads if load.weight_name in own)
         _prove(findings, folder, loads, base, adapter, options)
+    loads = tuple(load for load in bundle.loads if load.method == METHOD)
+    check_embeddings(findings, folder, loads, base, adapter.embeddings)
     return ValidationReport(
         bundle_digest=bundle.digest,
         source_digest=source.digest,
@@ -73,12 +77,15 @@ def validate_file(
     """The proof of one file, whoever wrote it. Without `against` it proves that it loads whole, finite and alive alone.
 
     A file that has one of the names that its family's files have is proven with the others that lie beside it: an
-    adapter of both of Wan's experts takes two. CheckpointError if it is no safetensors file.
+    adapter of both of Wan's experts takes two. So are the embeddings in its folder, where the checkpoint has some.
+    CheckpointError if it is no safetensors file.
     """
     options = options or ExportOptions()
     findings = Findings()
     adapter = extract(against, base, options) if against else None
     _prove(findings, file.parent, _loads_of(file, base), base, adapter, options)
+    if adapter and adapter.embeddings:
+        check_embeddings(findings, file.parent, loads_beside(file.parent, base), base, adapter.embeddings)
     return ValidationReport(
         bundle_digest=sha256_of(file),
         source_digest=against.digest if against else None,
@@ -119,13 +126,15 @@ def _prove(
     written = _written(folder, loads, base)
     # The loaders call the denoiser, whether or not the file has anything for it.
     needed = {base.family.components[0].name, *written, *(adapter.components if adapter else ())}
-    loaded = load_into_skeleton(folder, loads, base, tuple(name for name in base.models if name in needed))
+    norms = {component: [key for key in tensors if norm_weight(key) == key] for component, tensors in written.items()}
+    loaded = load_into_skeleton(folder, loads, base, tuple(name for name in base.models if name in needed), norms)
     stored = {component: _stored(tensors) for component, tensors in written.items()}
     loaded = loaded.without_padding(stored)
     check_loaded(findings, loaded, {component: len(tensors) for component, tensors in written.items()}, base)
     if adapter is not None and not loaded.error:
         requested = NAMES[options.dtype] if options.dtype else None
         check_effect(findings, adapter, loaded, stored, requested, options.approximate)
+        check_norms(findings, adapter, loaded)
 
 
 def _loads_of(file: Path, base: Base) -> tuple[LoadCall, ...]:

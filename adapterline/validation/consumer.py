@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +38,15 @@ class Loaded:
 
     components: Mapping[str, Mapping[str, LoadedLayer]]
     error: str = ""
+    norms: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, int]:
-        """How many tensors arrived, by component."""
-        return {name: sum(map(_count, layers.values())) for name, layers in self.components.items()}
+        """How many tensors arrived, by component. A norm's weight has, if it is no longer the skeleton's zero."""
+        return {
+            name: sum(map(_count, layers.values())) + sum(bool(w.any()) for w in self.norms.get(name, {}).values())
+            for name, layers in self.components.items()
+        }
 
     def without_padding(self, written: Mapping[str, Collection[str]]) -> Loaded:
         """Less the layers that are in no file, by component and module, and change nothing.
@@ -71,12 +75,20 @@ def _is_zero(layer: LoadedLayer) -> bool:
     return layer.delta.magnitude is None and not any(part.is_meta or bool(part.any()) for part in layer.parts)
 
 
-def load_into_skeleton(folder: Path, loads: tuple[LoadCall, ...], base: Base, components: tuple[str, ...]) -> Loaded:
+def load_into_skeleton(
+    folder: Path,
+    loads: tuple[LoadCall, ...],
+    base: Base,
+    components: tuple[str, ...],
+    norms: Mapping[str, Collection[str]],
+) -> Loaded:
     """Executes `loads`, all of them on one pipeline of the base, with skeletons of these components.
 
-    Never raises for what the loader makes of the file: that is the finding.
+    `norms` names the weights, by component, that the files replace. Never raises for what the loader makes of the
+    file: that is the finding.
     """
     models = {name: build_model(base.models[name]) for name in components}
+    replaced = {name: _real(models[name], norms.get(name, ())) for name in models}
     pipelines = {name: build_pipeline(base, models, name) for name in dict.fromkeys(load.pipeline for load in loads)}
     for load in loads:
         try:
@@ -85,7 +97,22 @@ def load_into_skeleton(folder: Path, loads: tuple[LoadCall, ...], base: Base, co
                 attrgetter(load.method)(pipelines[load.pipeline])(str(folder), **arguments)
         except Exception as error:  # whatever it is, the consumer would meet it too
             return Loaded({}, f"{type(error).__name__}: {error}")
-    return Loaded({name: _layers(model) for name, model in models.items()})
+    return Loaded({name: _layers(model) for name, model in models.items()}, norms=replaced)
+
+
+def _real(model: Any, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """These parameters, with memory of their own so that a loader can write into them."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        if name in parameters:
+            parameters[name].data = parameters[name].data.clone(memory_format=_contiguous())
+    return {name: parameters[name].data for name in names if name in parameters}
+
+
+def _contiguous() -> torch.memory_format:
+    import torch
+
+    return torch.contiguous_format
 
 
 def _layers(model: Any) -> dict[str, LoadedLayer]:

@@ -74,6 +74,18 @@ def check_effect(
             _check_rewritten(findings, component, other, requested, approximate)
 
 
+def check_norms(findings: Findings, adapter: Adapter, loaded: Loaded) -> None:
+    """Norm weights that take the place of the base's are the source's, bit by bit, and no other norm was touched."""
+    for component in sorted({*adapter.norms, *(name for name, weights in loaded.norms.items() if weights)}):
+        wanted, found = adapter.norms.get(component, {}), loaded.norms.get(component, {})
+        reasons = {
+            name: _differing(found.get(name), wanted.get(name)) or ("" if name in wanted else "is not the source's")
+            for name in {*wanted, *found}
+        }
+        wrong = {name: reason for name, reason in reasons.items() if reason}
+        findings.none_of("weights of norms, bit by bit", wrong, component, len(reasons))
+
+
 def _as_stored(delta: LowRank, layer: LoadedLayer, approximate: int | None) -> bool:
     """Do its factors go into the file as they are?"""
     return delta.groups == 1 and isinstance(layer.delta, LowRank) and (approximate is None or delta.rank <= approximate)

@@ -172,16 +172,6 @@ def test_several_candidates_are_refused_with_the_list(tmp_path: Path) -> None:
     assert "a.safetensors, b.safetensors" in str(refusal(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "name", ["style_emb.safetensors", "learned_embeds.bin", "learned_embeds-steps-500.safetensors"]
-)
-def test_embeddings_beside_the_file_are_refused_unless_it_is_named(tmp_path: Path, name: str) -> None:
-    file = write(tmp_path / "pytorch_lora_weights.safetensors", 5.0)
-    write(tmp_path / name)
-    assert name in str(refusal(tmp_path))
-    assert value_in(opened(file)) == 5.0
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".pth", ".ckpt"])
 def test_flat_state_dict_is_read_whatever_its_suffix(tmp_path: Path, suffix: str) -> None:
     contents = opened(write(tmp_path / f"lora{suffix}", 2.5))

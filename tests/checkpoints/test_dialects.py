@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -10,24 +8,14 @@ import pytest
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects import DIALECTS, dialect_named, identify
 from adapterline.checkpoints.dialects.base import Entry
-from adapterline.errors import CheckpointError
-from adapterline.values import TensorInfo
+from adapterline.errors import CheckpointError, ConversionError
+from tests.checkpoints.tables import FILES, Keys, layer, reads_alone
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 Q = "down_blocks.0.attn.to_q"
 
 
-@dataclass(frozen=True)
-class Keys:
-    """Keys as a file has them; a dialect looks at nothing else."""
-
-    tensors: Mapping[str, TensorInfo]
-    header: Mapping[str, str] = field(default_factory=dict)
-    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def keys(*names: str, header: Mapping[str, str] | None = None, configs: Mapping[str, Any] | None = None) -> Keys:
-    return Keys({name: TensorInfo("F32", (4, 4)) for name in names}, header or {}, configs or {})
+keys = Keys.of
 
 
 def ab(stem: str, a: str = "lora_A.weight", b: str = "lora_B.weight") -> tuple[str, str]:
@@ -38,7 +26,7 @@ def metadata(**values: Any) -> dict[str, str]:
     return {"lora_adapter_metadata": json.dumps(values)}
 
 
-#: What each dialect writes, and what its keys mean: (component, module).
+#: What the keys of diffusers and PEFT mean: (component, module).
 FIXTURES: dict[str, list[tuple[Keys, tuple[str | None, str]]]] = {
     "diffusers": [
         (keys(*ab(f"unet.{Q}")), ("unet", Q)),
@@ -78,9 +66,39 @@ def test_exactly_its_own_dialect_reads_each_file(name: str, number: int) -> None
                 other.entries(file)
 
 
+@pytest.mark.parametrize(("name", "number"), [(name, number) for name in FILES for number in range(len(FILES[name]))])
+def test_file_of_each_dialect_is_refused_by_every_other(name: str, number: int) -> None:
+    file = FILES[name][number]
+    assert reads_alone(file) == name
+    for other in DIALECTS:
+        if other.name != name:
+            with pytest.raises((NotMyKindError, CheckpointError)):
+                other.entries(file)
+
+
 def test_every_dialect_has_files_here() -> None:
-    assert {dialect.name for dialect in DIALECTS} == set(FIXTURES)
-    assert all(dialect_named(name).name == name for name in FIXTURES)
+    assert {dialect.name for dialect in DIALECTS} == set(FILES)
+    assert all(dialect_named(name).name == name for name in FILES)
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("lora_unet_mid_block_to_q.oft_blocks", "OFT and BOFT multiply"),
+        ("lora_unet_mid_block_to_q.on_input", "IA3 rescales"),
+        ("lora_unet_mid_block_to_q.a1.weight", "GLoRA multiplies"),
+        ("lora_unet_mid_block_norm.w_norm", "the weights of a norm"),
+        ("oft_unet_mid_block_to_q.oft_blocks", "OFT and BOFT multiply"),
+        ("lycoris_blocks_0_to_q.oft_diag", "OFT multiplies"),
+        ("transformer.blocks.0.to_q.oft_R.weight", "OFT multiplies"),
+        ("diffusion_model.blocks.0.to_q.oft_blocks", "OFT and BOFT multiply"),
+    ],
+)
+@pytest.mark.parametrize("beside", [(), ("alpha",)])
+def test_what_depends_on_the_base_is_refused_with_the_reason(key: str, why: str, beside: tuple[str, ...]) -> None:
+    stem = key.removesuffix(".weight").rpartition(".")[0]
+    with pytest.raises(ConversionError, match=why):
+        identify(keys(key, *layer(stem, *beside)))
 
 
 def test_parts_are_told_apart() -> None:
@@ -101,10 +119,7 @@ def test_two_spellings_of_one_layer_are_refused() -> None:
 @pytest.mark.parametrize(
     ("strange", "kind"),
     [
-        (f"unet.{Q}.hada_w1_a", "LoHa"),
-        (f"unet.{Q}.lokr_w1", "LoKr"),
         ("unet.conv_in.weight", ""),
-        (f"unet.{Q}.alpha", "alpha"),
         (f"unet.{Q}.lora_C.weight", ""),
         ("vae.x.lora_A.weight", ""),
         (f"{Q}.lora_A.weight", ""),
@@ -128,19 +143,18 @@ def test_strange_key_beside_pefts_is_refused_by_name(strange: str) -> None:
 def test_pefts_keys_of_diffusers_components_are_refused_when_mixed() -> None:
     with pytest.raises(CheckpointError, match="unet"):
         identify(keys(*ab(f"base_model.model.{Q}"), *ab(f"unet.{Q}")))
-    with pytest.raises(CheckpointError, match="no known kind"):
-        identify(keys("lora_unet_down_blocks_0_to_q.lora_down.weight", "lora_unet_down_blocks_0_to_q.alpha"))
+
+
+def test_keys_of_no_dialect_are_refused_with_every_reason() -> None:
+    with pytest.raises(CheckpointError, match="no known kind") as caught:
+        identify(keys("lora.something.else"))
+    for dialect in DIALECTS:
+        assert f"{dialect.name}: " in str(caught.value)
 
 
 def test_nothing_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no tensors"):
         identify(keys())
-
-
-def test_adapter_of_another_type_is_refused_by_its_configuration() -> None:
-    file = keys("base_model.model.x.hada_w1_a", configs={"": {"peft_type": "LOHA", "r": 4}})
-    with pytest.raises(CheckpointError, match="LOHA"):
-        identify(file)
 
 
 # --- scales -----------------------------------------------------------------------------------------------------------

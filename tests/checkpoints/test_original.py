@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from adapterline.checkpoints import load_checkpoint
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects import identify
-from adapterline.checkpoints.dialects.base import DENOISER, Entry
+from adapterline.checkpoints.dialects.base import DENOISER, NORM, Entry
 from adapterline.checkpoints.dialects.original import Original
 from adapterline.checkpoints.extract import extract
 from adapterline.deltas import LowRank
@@ -219,11 +219,16 @@ def test_fals_file_at_its_rank_is_what_diffusers_makes_of_it(tmp_path: Path) -> 
         assert torch.equal(delta.b, wanted[f"transformer.{module}.lora_B.weight"])
 
 
-def test_trained_norms_are_refused_with_the_reason() -> None:
+def test_trained_norms_mean_scale_1() -> None:
     names = layer("double_blocks.0.img_attn.qkv", "lora_A.weight", "lora_B.weight", "lora_B.bias")
     norms = ("double_blocks.0.img_attn.norm.query_norm.scale", "single_blocks.3.norm.key_norm.scale")
-    with pytest.raises(ConversionError, match="1 more are the weights of norms that were trained"):
-        identify(Keys.of(*names, *norms))
+    file = Keys.of(*names, *norms)
+    dialect, entries = identify(file)
+    assert dialect.name == "original"
+    assert {entries[norm].part for norm in norms} == {NORM}
+    rule = dialect.scale_rule(file, DENOISER)
+    assert rule is not None
+    assert rule("double_blocks.0.img_attn.qkv", 128) == 1.0
     assert identify(Keys.of(*names))[0].name == "peft"
 
 

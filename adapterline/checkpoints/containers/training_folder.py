@@ -16,6 +16,8 @@ Files named by a step or an epoch, of which the final one is the name without it
     name_000000250                                 ai-toolkit (BaseSDTrainProcess.save)
     2025-01-31_12-00-00-save-250-2-50              OneTrainer (GenericTrainer.__save)
 
+Embeddings of new tokens that lie beside the file belong to the adapter: see `checkpoints.embeddings`.
+
 Optimizer, scheduler, scaler and random states have no effect and are not looked at. EMA weights (`unet_ema/`, `ema/`,
 `*_ema.safetensors`) are looked at if they are asked for, and only then.
 """
@@ -46,6 +48,7 @@ from adapterline.checkpoints.containers.safetensors import SafetensorsFile
 from adapterline.checkpoints.containers.sharded import SUFFIX, ShardedFile, read_index
 from adapterline.checkpoints.containers.torch_zip import SUFFIXES, TorchFile
 from adapterline.checkpoints.containers.zero import ZeroFolder
+from adapterline.checkpoints.embeddings import is_embedding_file, with_embeddings_beside
 from adapterline.checkpoints.stated import card_base
 from adapterline.errors import CheckpointError
 from adapterline.families import COMPONENT_NAMES
@@ -54,7 +57,6 @@ _STATE = re.compile(
     r"(optimizer|scheduler|scaler|sampler|dl_state|random_states|rng_state|training_args|custom_checkpoint"
     r"|learnable_snr|loss_params)(?![a-zA-Z]).*"
 )
-_EMBEDDINGS = re.compile(r".*_emb\.safetensors|learned_embeds.*\.(safetensors|bin)")
 _STEP_FILES: Final = (
     re.compile(r"(?P<base>.*)-step(?P<number>\d{8,18})"),
     re.compile(r"(?P<base>.*)_(?P<number>\d{9,18})"),
@@ -95,7 +97,10 @@ class TrainingFolder:
             return self._final(path, saves, wish)
         chosen = _at(path, saves, wish.step)
         inner = replace(wish, step=None)
-        contents = self._folder(chosen.path, inner) if chosen.path.is_dir() else self._file(path, chosen.path, inner)
+        if chosen.path.is_dir():
+            contents = _and_beside(self._folder(chosen.path, inner), path, chosen.step)
+        else:
+            contents = self._file(path, chosen.path, inner)
         return replace(contents, step=chosen.step)
 
     def _folder(self, folder: Path, wish: Wish) -> Contents:
@@ -109,19 +114,19 @@ class TrainingFolder:
     def _final(self, path: Path, saves: list[_Save], wish: Wish) -> Contents:
         step = _own_step(path)
         if wish.weights == "ema" and (averaged := self._averaged(path, wish)):
-            return replace(averaged, step=step)
+            return replace(_and_beside(averaged, path), step=step)
         if (path / "meta.json").is_file() and (path / "lora" / "lora.safetensors").is_file():
             return self._backup(path, wish)
         found = _found(path, saves)
         if found.is_dir():
-            return replace(self._folder(found, wish), root=path, step=step)
+            return replace(_and_beside(self._folder(found, wish), path), root=path, step=step)
         alone = next((save.step for save in saves if save.path == found), None)
         return replace(self._file(path, found, wish), step=step if alone is None else alone)
 
     def _file(self, path: Path, file: Path, wish: Wish) -> Contents:
-        if embeddings := [entry.name for entry in path.iterdir() if _EMBEDDINGS.fullmatch(entry.name)]:
-            raise _embeddings(file, embeddings)
-        return replace(_open(file, wish), container=self.name, root=path, stated_base=card_base(path))
+        save = _file_save(file)
+        contents = with_embeddings_beside(_open(file, wish), path, save.step if save else None)
+        return replace(contents, container=self.name, root=path, stated_base=card_base(path))
 
     def _backup(self, path: Path, wish: Wish) -> Contents:
         """OneTrainer's (InternalModelSaverMixin): its EMA weights are a list in the order of the parameters."""
@@ -159,6 +164,11 @@ class TrainingFolder:
         return self._file(path, files[0], wish) if files else None
 
 
+def _and_beside(contents: Contents, path: Path, step: int | None = None) -> Contents:
+    """What a folder within `path` gave, with the embeddings that lie in `path` where it has none of its own."""
+    return contents if contents.embeddings else with_embeddings_beside(contents, path, step)
+
+
 _WEIGHTS: Final = (".safetensors", *SUFFIXES)
 
 
@@ -175,7 +185,7 @@ def saves_in(path: Path) -> list[_Save]:
 
 
 def _file_save(file: Path) -> _Save | None:
-    if file.suffix not in _WEIGHTS or _STATE.fullmatch(file.name) or _EMBEDDINGS.fullmatch(file.name):
+    if file.suffix not in _WEIGHTS or _STATE.fullmatch(file.name) or is_embedding_file(file):
         return None
     for pattern in _STEP_FILES:
         if match := pattern.fullmatch(file.stem):
@@ -246,7 +256,7 @@ def _found(path: Path, saves: list[_Save]) -> Path:
 
 
 def _may_be_final(file: Path) -> bool:
-    if _STATE.fullmatch(file.name) or _EMBEDDINGS.fullmatch(file.name) or is_ema_name(file, alone=True):
+    if _STATE.fullmatch(file.name) or is_ema_name(file, alone=True) or is_embedding_file(file):
         return False
     return file.suffix in _WEIGHTS or file.name.endswith((f".safetensors{SUFFIX}", f".bin{SUFFIX}"))
 

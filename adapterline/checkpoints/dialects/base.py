@@ -17,6 +17,8 @@ ScaleRule = Callable[[str, int | None], float]
 DENOISER = "denoiser"
 #: The part of a tensor of the base's own weights, in a state dict of the whole model.
 BASE_WEIGHT = "base weight"
+#: The part of a norm's weight, whole, which takes the place of the base's.
+NORM = "norm"
 
 
 class Readable(Protocol):
@@ -73,7 +75,8 @@ class Dialect(Protocol):
         """Where every tensor belongs, by key.
 
         NotMyKindError: these keys are another dialect's. CheckpointError: they are of this one, and something in the
-        file is no part of an adapter; ConversionError: it is part of one that cannot be exported. Both are final.
+        file is no part of an adapter; ConversionError: it is part of one that cannot be exported. Both are the answer
+        unless another dialect reads the whole file.
         """
         ...
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import (
+    NORM,
     Entry,
     Readable,
     ScaleRule,
@@ -28,6 +29,7 @@ from adapterline.checkpoints.dialects.dotted import split
 from adapterline.checkpoints.scales import from_peft_config, unit
 from adapterline.errors import CheckpointError
 from adapterline.families import COMPONENT_NAMES
+from adapterline.families.norms import norm_weight
 
 METADATA_KEY = "lora_adapter_metadata"
 SUFFIXES: dict[str, str] = {
@@ -110,5 +112,8 @@ def is_diffusers(key: str) -> bool:
 
 
 def _entry(key: str) -> Entry | None:
+    component, _, rest = key.partition(".")
+    if component in COMPONENT_NAMES and norm_weight(rest) == rest:
+        return Entry(component, rest, NORM)
     match = _KEY.fullmatch(key)
     return Entry(match[1], match[2], SUFFIXES[match[3]]) if match else None

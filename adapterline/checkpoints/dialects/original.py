@@ -13,26 +13,32 @@ whose scale nobody has said: `lora_B.bias` (PEFT's lora_bias) and a widened `img
 two apart, nor does `base_model.model.`, which fal's trainer leaves in front. Such files are `peft`'s, and need --alpha.
 
 Black Forest Labs' depth and canny LoRAs have no alpha either, and mean scale 1. They are known by the norms that were
-trained with them (`.norm.query_norm.scale`, as in diffusers), and refused for those.
+trained with them (`.norm.query_norm.scale`), as diffusers knows them.
 """
 
 from __future__ import annotations
 
-import re
-
 from adapterline.checkpoints.containers.base import NotMyKindError
-from adapterline.checkpoints.dialects.base import DENOISER, Entry, Readable, ScaleRule, Stated, alpha_rule, collect
+from adapterline.checkpoints.dialects.base import (
+    DENOISER,
+    NORM,
+    Entry,
+    Readable,
+    ScaleRule,
+    Stated,
+    alpha_rule,
+    collect,
+)
 from adapterline.checkpoints.dialects.dotted import split
 from adapterline.checkpoints.dialects.peft import SUFFIXES as PEFT_SUFFIXES
 from adapterline.checkpoints.scales import unit
-from adapterline.errors import ConversionError
 from adapterline.families import COMPONENT_NAMES
+from adapterline.families.norms import norm_weight
 
 #: What other dialects put before a module's name; sd-scripts and LyCORIS begin a flattened one with it.
 _PREFIXES = frozenset({*COMPONENT_NAMES, "base_model", "diffusion_model", "model", "text_encoders"})
 _FLAT = ("lora_", "lycoris_", "oft_")
 _NET = "net."
-_NORM = re.compile(r"\w+_blocks\.\d+\.(?:\w+\.)?norm\.(?:query|key)_norm\.scale")
 
 
 class Original:
@@ -50,14 +56,7 @@ class Original:
         layers = [key for key in keys if split(key)]
         if not layers:
             raise NotMyKindError("no key is {module}.lora_A.weight, {module}.alpha or the like")
-        if norms := list(filter(_NORM.fullmatch, keys)):
-            raise ConversionError(
-                f"{norms[0]!r} and {len(norms) - 1} more are the weights of norms that were trained with the adapter, "
-                "as Black Forest Labs' depth and canny LoRAs have them: values that take the place of the base's.",
-                expected="changes of weights alone, which add up with the base's whatever they are",
-                remedy="FluxControlPipeline.load_lora_weights loads Black Forest Labs' files as they are.",
-            )
-        if all(key.endswith(tuple(PEFT_SUFFIXES)) for key in layers):
+        if not any(map(_is_norm, keys)) and all(key.endswith(tuple(PEFT_SUFFIXES)) for key in layers):
             raise NotMyKindError("nothing but lora_A and lora_B, and no alpha: it may be PEFT's, of any scale")
         return collect(readable, _entry)
 
@@ -65,7 +64,7 @@ class Original:
         """See `Dialect.scale_rule`. Differences of whole weights have no alpha; anything else without one says none."""
         entries = self.entries(readable)
         parts = {entry.part for entry in entries.values()}
-        if "alpha" not in parts and not parts <= {"diff", "bias_diff"}:
+        if not parts & {"alpha", NORM} and not parts <= {"diff", "bias_diff"}:
             return None
         return alpha_rule(readable, entries, component, without=unit)
 
@@ -78,6 +77,12 @@ def _is_prefixed(key: str) -> bool:
     return key.startswith(_FLAT) or key.partition(".")[0] in _PREFIXES
 
 
+def _is_norm(key: str) -> bool:
+    return key.endswith(".scale") and norm_weight(key) is not None
+
+
 def _entry(key: str) -> Entry | None:
+    if _is_norm(key):
+        return Entry(DENOISER, key, NORM)
     found = split(key.removeprefix(_NET))
     return Entry(DENOISER, *found) if found else None

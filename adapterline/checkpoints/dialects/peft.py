@@ -3,6 +3,8 @@
 PEFT writes the first; `get_peft_model_state_dict` of a model that diffusers' `add_adapter` adapted gives the second,
 and so does diffusers' `ModelMixin.save_lora_adapter`, which puts its LoraConfig into the header. The scale is in
 `adapter_config.json`; a state dict alone does not say it.
+
+Other types have other suffixes (`peft_types`), and what their layers share lies in `base_model.vera_A` and the like.
 """
 
 from __future__ import annotations

@@ -1,0 +1,288 @@
+"""Names, components and layers: where what a checkpoint spells belongs in the base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapterline.checkpoints.placing import misfit_of, place
+from adapterline.checkpoints.roles import component_for
+from adapterline.deltas import Delta, Full, Hadamard, Kronecker, LowRank
+from adapterline.errors import CheckpointError, ConversionError, FamilyError
+from adapterline.families.base import Base, read_base
+from adapterline.families.names import look_up, name_table, names
+from adapterline.families.originals.base import rename
+from adapterline.families.skeleton import Target, targets
+from adapterline.values import ExportOptions
+from tests.families.tiny import CASES
+from tests.writers.cases import CASES as WRITTEN
+from tests.writers.observe import Bases, write
+
+PROJECTION = "down_blocks.1.attentions.0.proj_in"  # a 1 x 1 convolution in SD 1.5
+KERNEL = "down_blocks.0.resnets.0.conv1"
+DEPTHWISE = "transformer_blocks.0.ff.conv_depth"
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    return Bases(tmp_path_factory.mktemp("bases"))
+
+
+def linear(shape: tuple[int, ...], seed: int = 0) -> Full:
+    return Full(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), 1.0)
+
+
+def lora(out: int, *tail: int, rank: int = 3) -> LowRank:
+    generator = torch.Generator().manual_seed(out)
+    ones = [1] * (len(tail) - 1)
+    return LowRank(
+        torch.randn(rank, *tail, generator=generator), torch.randn(out, rank, *ones, generator=generator), 0.5
+    )
+
+
+def weight(delta: Delta) -> torch.Tensor:
+    width = int(torch.Size(delta.shape[1:]).numel())
+    return delta.apply(torch.eye(width, dtype=torch.float64)).reshape(delta.shape)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_every_name_is_of_whole_layers(family: str, tmp_path: Path) -> None:
+    base = read_base(CASES[family].write(tmp_path / "base"))
+    for component in base.models:
+        layers = targets(base, component)
+        table = names(base, component)
+        assert set(layers) <= set(table), "every layer has its own name"
+        for name, pieces in table.items():
+            rows = [piece.rows for piece in pieces]
+            assert all(piece.module in layers for piece in pieces), name
+            if len(pieces) == 1 and rows[0] is None:
+                continue
+            taken = [range_ for ranges in rows for range_ in ranges or ()]
+            covered = sorted(row for start, stop in taken for row in range(start, stop))
+            assert covered == list(range(len(covered))), f"{name}: every row once"
+            for piece in pieces:
+                assert sum(stop - start for start, stop in piece.rows or ()) == layers[piece.module].shape[0], name
+
+
+def test_name_that_may_be_two_layers_is_left_out() -> None:
+    layers = {"a.b_c": Target("Linear", (2, 2)), "a_b.c": Target("Linear", (2, 2)), "d.e": Target("Linear", (2, 2))}
+    table = name_table(layers, ())
+    assert set(table) == {"a.b_c", "a_b.c", "d.e", "d_e"}
+
+
+def test_own_name_comes_before_the_originals() -> None:
+    layers = {"out": Target("Linear", (2, 2)), "proj": Target("Linear", (2, 2))}
+    table = name_table(layers, [rename("out", "proj")])
+    assert [piece.module for piece in table["out"]] == ["out"]
+
+
+def test_fused_layer_that_the_model_lacks_a_part_of_has_no_name() -> None:
+    layers = {"q": Target("Linear", (2, 2)), "k": Target("Linear", (2, 2))}
+    assert "qkv" not in name_table(layers, [rename("qkv", "q", "k", "v")])
+    assert "qk" in name_table(layers, [rename("qk", "q", "k")])
+
+
+def test_text_model_may_be_left_out_of_a_name(bases: Bases) -> None:
+    table = names(bases.base("sd15"), "text_encoder")
+    found = {
+        look_up(table, name)
+        for name in (
+            "text_model.encoder.layers.0.mlp.fc1",
+            "text_model_encoder_layers_0_mlp_fc1",
+            "encoder.layers.0.mlp.fc1",
+            "encoder_layers_0_mlp_fc1",
+        )
+    }
+    assert len(found) == 1
+    assert None not in found
+
+
+# --- placing ----------------------------------------------------------------------------------------------------------
+
+
+def place_one(base: Base, component: str, module: str, delta: Delta) -> Delta:
+    placed = place({module: delta}, base, component)
+    assert list(placed) == [module]
+    return placed[module]
+
+
+def test_kernel_that_was_stored_flat_gets_its_shape(bases: Bases) -> None:
+    base = bases.base("sd15")
+    out, width, *kernel = targets(base, "unet")[KERNEL].shape
+    flat = width * kernel[0] * kernel[1]
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    for delta in (
+        lora(out, flat),
+        linear((out, flat)),
+        Hadamard(draw(2, flat), draw(out, 2), draw(3, flat), draw(out, 3), 0.5),
+        Kronecker(draw(2, 4), draw(2, 2), draw(2, flat // 4), draw(out // 2, 2), 0.5),
+    ):
+        found = place_one(base, "unet", KERNEL, delta)
+        assert found.shape == (out, width, *kernel)
+        assert torch.equal(weight(found).flatten(1), weight(delta))
+
+
+@pytest.mark.parametrize("kernel", [(), (1, 1)])
+def test_one_by_one_convolutions_and_linear_layers_are_the_same(bases: Bases, kernel: tuple[int, ...]) -> None:
+    for family in ("sd15", "sdxl"):
+        base = bases.base(family)
+        out, width = targets(base, "unet")[PROJECTION].shape[:2]
+        delta = lora(out, width, *kernel)
+        found = place_one(base, "unet", PROJECTION, delta)
+        assert found.shape == targets(base, "unet")[PROJECTION].shape
+        assert torch.equal(weight(found).flatten(), weight(delta).flatten())
+
+
+def test_magnitude_has_the_shape_that_peft_gives_it(bases: Bases) -> None:
+    base = bases.base("sd15")
+    for module, shape in (
+        (KERNEL, (1, -1, 1, 1)),
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", (-1,)),
+    ):
+        out, *tail = targets(base, "unet")[module].shape
+        values = torch.rand(out)
+        stored = replace(lora(out, *tail), magnitude=values.reshape(out, *[1] * len(tail)))
+        magnitude = place_one(base, "unet", module, stored).magnitude
+        assert magnitude is not None
+        assert torch.equal(magnitude, values.reshape(shape))
+
+
+def test_parts_of_a_fused_layer_get_their_rows(bases: Bases) -> None:
+    base = bases.base("flux")
+    modules = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
+    outs = [targets(base, "transformer")[module].shape[0] for module in modules]
+    whole = lora(sum(outs), 32)
+    placed = place({"double_blocks.0.img_attn.qkv": whole}, base, "transformer")
+    assert sorted(placed) == sorted(modules)
+    assert torch.equal(torch.cat([weight(placed[module]) for module in modules]), weight(whole))
+
+
+def test_part_of_a_fused_layer_that_was_not_trained_gets_nothing(bases: Bases) -> None:
+    """A trainer of q and v alone writes zeros for k."""
+    base = bases.base("flux")
+    whole = lora(96, 32)
+    whole.b[32:64] = 0
+    placed = place({"double_blocks.0.img_attn.qkv": whole}, base, "transformer")
+    assert set(placed) == {"transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v"}
+
+
+def test_halves_that_diffusers_swapped_are_swapped(bases: Bases) -> None:
+    base = bases.base("flux")
+    whole = lora(64, 32)
+    placed = place({"final_layer.adaLN_modulation.1": whole}, base, "transformer")
+    assert torch.equal(weight(placed["norm_out.linear"]), torch.cat(weight(whole).chunk(2)[::-1]))
+
+
+def test_depthwise_convolution_has_a_grouped_b(bases: Bases) -> None:
+    base = bases.base("sana")
+    target = targets(base, "transformer")[DEPTHWISE]
+    channels = target.shape[0]
+    assert target.groups == channels
+    for delta in (lora(channels, channels, 3, 3), lora(1, channels, 3, 3)):
+        found = place_one(base, "transformer", DEPTHWISE, delta)
+        assert isinstance(found, LowRank)
+        assert found.groups == channels
+        wanted = weight(delta).expand(channels, -1, -1, -1)
+        assert float((weight(found) - wanted).norm() / wanted.norm()) < 1e-6
+
+
+def test_kernel_of_a_depthwise_convolution_sees_its_own_channel(bases: Bases) -> None:
+    base = bases.base("sana")
+    channels = targets(base, "transformer")[DEPTHWISE].shape[0]
+    own = linear((channels, 1, 3, 3))
+    found = weight(place_one(base, "transformer", DEPTHWISE, own))
+    for channel in range(channels):
+        assert torch.allclose(found[channel, channel], own.weight[channel, 0].double())
+        found[channel, channel] = 0
+    assert not found.any()
+
+
+def test_dora_on_a_depthwise_convolution_is_refused(bases: Bases) -> None:
+    channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
+    delta = replace(lora(channels, channels, 3, 3), magnitude=torch.ones(channels))
+    with pytest.raises(ConversionError, match="DoRA"):
+        place({DEPTHWISE: delta}, bases.base("sana"), "transformer")
+
+
+@pytest.mark.parametrize("shape", [(33, 32), (32, 31), (32, 32, 3, 3), (64, 32), (16, 64)])
+def test_change_of_another_shape_is_refused(bases: Bases, shape: tuple[int, ...]) -> None:
+    with pytest.raises(FamilyError, match=r"to_q is \[32, 32\]"):
+        place({"transformer_blocks.0.attn.to_q": linear(shape)}, bases.base("flux"), "transformer")
+
+
+def test_layer_that_is_not_there_is_refused_by_name(bases: Bases) -> None:
+    with pytest.raises(FamilyError, match=r"1 of 1 adapted modules are not in it \(transformer_blocks.9.attn.to_q\)"):
+        place({"transformer_blocks.9.attn.to_q": linear((32, 32))}, bases.base("flux"), "transformer")
+
+
+def test_layer_under_two_names_is_refused(bases: Bases) -> None:
+    deltas: dict[str, Delta] = {
+        "double_blocks.0.img_attn.qkv": lora(96, 32),
+        "transformer_blocks_0_attn_to_v": lora(32, 32),
+    }
+    with pytest.raises(CheckpointError, match="both change transformer.transformer_blocks.0.attn.to_v"):
+        place(deltas, bases.base("flux"), "transformer")
+
+
+def test_what_fits_has_no_misfit(bases: Bases) -> None:
+    base = bases.base("flux")
+    layers = targets(base, "transformer")
+    assert misfit_of({module: target.shape for module, target in layers.items()}, base, "transformer") == ""
+
+
+# --- components -------------------------------------------------------------------------------------------------------
+
+BY_ID = {case.id: case for case in WRITTEN}
+CLIP_L, CLIP_G = "text_encoders.clip_l.transformer", "text_encoders.clip_g.transformer"
+
+
+def role(bases: Bases, tmp_path: Path, name: str, spelled: str | None, **options: object) -> str:
+    """The component that a writer's file means by `spelled`."""
+    from adapterline.checkpoints import load_checkpoint
+    from adapterline.checkpoints.dialects import dialect_named
+
+    case = BY_ID[name]
+    chosen = ExportOptions(**options)  # type: ignore[arg-type]
+    source = load_checkpoint(str(write(case, bases, tmp_path)[0]), chosen, tmp_path)
+    layers: dict[str, dict[str, str]] = {}
+    for key, entry in dialect_named(source.dialect).entries(source).items():
+        if entry.component == spelled:
+            layers.setdefault(entry.module, {})[entry.part] = key
+    assert layers
+    return component_for(spelled, layers, source, bases.base(case.family), chosen)
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled", "component"),
+    [
+        ("sd-scripts-lora-sd15", "denoiser", "unet"),
+        ("sd-scripts-lora-flux", "denoiser", "transformer"),
+        ("sd-scripts-lora-with-t5-flux", "text_encoder_3", "text_encoder_2"),
+        ("onetrainer-lora-comfy-sdxl", "clip_l", "text_encoder"),
+        ("onetrainer-lora-comfy-sdxl", "clip_g", "text_encoder_2"),
+        ("onetrainer-lora-comfy-sd3", "clip_l", "text_encoder"),
+        ("onetrainer-lora-comfy-sd3", "clip_g", "text_encoder_2"),
+        ("onetrainer-lora-with-t5-comfy-flux", "t5xxl", "text_encoder_2"),
+        ("onetrainer-lora-backup-sdxl", "text_encoder_2", "text_encoder_2"),
+    ],
+)
+def test_keys_name_a_component(bases: Bases, tmp_path: Path, name: str, spelled: str, component: str) -> None:
+    assert role(bases, tmp_path, name, spelled) == component
+
+
+def test_component_that_the_keys_leave_open_is_asked_for(bases: Bases, tmp_path: Path) -> None:
+    name = "musubi-tuner-lora-of-one-of-two-models-wan"
+    with pytest.raises(CheckpointError, match="--components with transformer or transformer_2"):
+        role(bases, tmp_path, name, "denoiser")
+    for component in ("transformer", "transformer_2"):
+        assert role(bases, tmp_path, name, "denoiser", components=(component,)) == component
