@@ -41,6 +41,8 @@ _A1111 = "string_to_param"
 _LEARNED = re.compile(r"learned_embeds(?P<second>_2)?(-steps-(?P<step>\d{1,18}))?\.(safetensors|bin)")
 _STEP = re.compile(r"(?P<token>.+)_(?P<step>\d{9,18})")
 _PIVOTAL = re.compile(r".*_emb\.safetensors")
+#: What is called so and is read as none of the above is refused, and not taken for something else.
+_BY_NAME = re.compile(r"learned_embeds.*\.(safetensors|bin)|.*_emb\.safetensors")
 _ENCODER = re.compile(r"(clip_[lgh]|t5(xxl)?|llama|gemma)(_out)?|em[bp]_params(_out)?|text_encoders_[0-3]")
 #: Bytes. A file of torch.save that has more is not opened to see whether it holds an embedding.
 _MOST = 64_000_000
@@ -50,7 +52,7 @@ def is_embedding_file(path: Path) -> bool:
     """Does the file hold embeddings and no adapter, by its name or by its keys?"""
     if not path.is_file():
         return False
-    if _LEARNED.fullmatch(path.name) or _PIVOTAL.fullmatch(path.name):
+    if _BY_NAME.fullmatch(path.name):
         return True
     try:
         if path.suffix == ".safetensors":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from adapterline.checkpoints.dialects.base import DENOISER
 from adapterline.checkpoints.forms import form_of
 from adapterline.checkpoints.placing import misfit_of
 from adapterline.errors import CheckpointError, FamilyError
 from adapterline.families.base import Base
+from adapterline.families.names import look_up, names
 from adapterline.values import ExportOptions, Source
 
 #: ComfyUI's names of text encoders (comfy.sd1_clip and its siblings) and the classes of transformers that they are.
@@ -38,7 +39,7 @@ def component_for(
         config = base.models[name]
         if model_class and model_class != config.model_class:
             reasons.append(f"{name} is a {config.model_class}, and the adapter's configuration says {model_class}")
-        elif misfit := misfit_of(shapes, base, name):
+        elif misfit := misfit_of(shapes, base, name) or _unknown(layers, base, name):
             reasons.append(f"{name}: {misfit}")
         else:
             fitting.append(name)
@@ -74,6 +75,13 @@ def _candidates(spelled: str | None, base: Base) -> list[str]:
     encoders = [name for name in base.models if name not in denoisers]
     classes = TEXT_ENCODERS.get(spelled)
     return [name for name in encoders if classes is None or base.models[name].model_class in classes]
+
+
+def _unknown(modules: Iterable[str], base: Base, component: str) -> str:
+    """For layers whose shapes are not told by those of their parts: are they there at all?"""
+    table = names(base, component)
+    missing = sorted(module for module in modules if look_up(table, module) is None)
+    return f"{len(missing)} adapted modules are not in it ({missing[0]})" if missing else ""
 
 
 def _shapes(layers: Mapping[str, Mapping[str, str]], source: Source) -> dict[str, tuple[int, ...]]:

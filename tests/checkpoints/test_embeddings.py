@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from adapterline.checkpoints import load_checkpoint, reopen
 from adapterline.errors import CheckpointError
 from adapterline.values import ExportOptions, Source, StoredEmbedding
+from tests.conftest import Trained
 
 FINAL = "pytorch_lora_weights.safetensors"
 KEY = "unet.down_blocks.0.attentions.0.proj_in"
@@ -138,6 +140,24 @@ def test_a_file_that_is_named_brings_nothing_of_what_lies_beside_it(tmp_path: Pa
     file = adapter(tmp_path / FINAL)
     save_file({"clip_l": rows(1)}, tmp_path / "tok.safetensors")
     assert source(file).embeddings == ()
+
+
+@pytest.mark.parametrize("name", ["learned_embeds-of-mine.safetensors", "my_emb.safetensors"])
+def test_what_is_called_embeddings_and_cannot_be_read_as_such_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    adapter(tmp_path / FINAL)
+    save_file({"<cat>": rows(1)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"'<cat>' of {name} is no embedding that is known"):
+        source(tmp_path)
+
+
+def test_embeddings_beside_a_peft_folders_files_belong_to_it(tmp_path: Path, trained: Trained) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(trained.checkpoint, folder)
+    save_file({"<cat>": rows(1)}, folder / "learned_embeds.safetensors")
+    found = source(folder)
+    assert found.container == "peft-folder"
+    assert told(found.embeddings) == {("<cat>", "0"): flat(rows(1))}
+    assert "learned_embeds.safetensors" in {file for file, _ in found.files}
 
 
 def test_the_digest_covers_the_embeddings(tmp_path: Path) -> None:

@@ -220,7 +220,8 @@ def test_base_gives_its_configurations_and_the_commit(hub: Hub, tmp_path: Path) 
 
 
 def test_modular_pipeline_is_a_base_too(hub: Hub, tmp_path: Path) -> None:
-    hub.put(BASE, {"modular_model_index.json": b"{}", "transformer/config.json": b"{}", "block.py": b"raise SystemExit"})
+    files = {"modular_model_index.json": b"{}", "transformer/config.json": b"{}", "block.py": b"raise SystemExit"}
+    hub.put(BASE, files)
     folder, _ = fetch_base_configs(BASE, None, tmp_path)
     assert files_in(folder).keys() == {"modular_model_index.json", "transformer/config.json"}
 

@@ -1,4 +1,4 @@
-"""Adapters of other types as the LoRA that they are: the rank, the refusal above it, and the approximation on request."""
+"""Adapters of other types as the LoRA that they are: the rank, the refusal above it, the approximation on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof of layers that were written in another form: whole layers are compared, and a mistake in one of them shows."""
+"""The proof of layers that were written in another form: whole layers are compared, and a mistake in one shows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def checkpoint(base: Path, folder: Path) -> Path:
     """LoHa on to_q, LoKr on to_k, a full difference with its bias on to_out, LoRA on to_v."""
     n = width(base)
     tensors: Tensors = {"to_v.lora_down.weight": random(3, n), "to_v.lora_up.weight": random(n, 3) / n}
-    tensors |= {f"to_q.hada_w{i}_{part}": random(*shape) for i in "12" for part, shape in (("a", (n, 2)), ("b", (2, n)))}
+    loha = {"a": (n, 2), "b": (2, n)}
+    tensors |= {f"to_q.hada_w{i}_{part}": random(*shape) for i in "12" for part, shape in loha.items()}
     tensors |= {"to_k.lokr_w1": random(2, 2), "to_k.lokr_w2_a": random(n // 2, 2), "to_k.lokr_w2_b": random(2, n // 2)}
     tensors |= {"to_out_0.diff": random(n, n) / n, "to_out_0.diff_b": random(n)}
     tensors |= {f"{name}.alpha": torch.tensor(3.0) for name in ("to_q", "to_k", "to_v")}

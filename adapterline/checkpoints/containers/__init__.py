@@ -12,6 +12,7 @@ from adapterline.checkpoints.containers.sharded import ShardedFile
 from adapterline.checkpoints.containers.torch_zip import TorchFile
 from adapterline.checkpoints.containers.training_folder import TrainingFolder
 from adapterline.checkpoints.containers.zero import ZeroFolder
+from adapterline.checkpoints.embeddings import with_embeddings_beside
 from adapterline.errors import CheckpointError, from_os_error
 
 #: In the order in which they are asked; the first that does not say "not my kind" decides.
@@ -44,7 +45,11 @@ def _open(path: Path, wish: Wish) -> Contents:
     reasons = []
     for container in CONTAINERS:
         try:
-            return container.open(path, wish)
+            contents = container.open(path, wish)
         except NotMyKindError as reason:
             reasons.append(f"{container.name}: {reason}")
+            continue
+        if path.is_file() or container.name == TrainingFolder.name:  # which knows its steps
+            return contents
+        return with_embeddings_beside(contents, path, None)
     raise CheckpointError(f"{path.name} is no checkpoint that can be read ({'; '.join(reasons)}).")
