@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import Field
 
 from adapterline.checkpoints import load_checkpoint
+from adapterline.checkpoints.changes import rank_of, scale_rule
 from adapterline.checkpoints.dialects import dialect_named
 from adapterline.checkpoints.dialects.base import BASE_WEIGHT, DENOISER, NORM, Entry
 from adapterline.checkpoints.evidence import Evidence, contradiction, evidence_of, guess
-from adapterline.checkpoints.extract import rank_of, scale_rule
 from adapterline.checkpoints.form import Form
 from adapterline.checkpoints.forms import form_of
 from adapterline.checkpoints.refused import adapter_type_of, refused_entries, refusing_dialect

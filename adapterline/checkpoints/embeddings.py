@@ -153,6 +153,10 @@ def _tensors(path: Path) -> list[StoredEmbedding]:
         reader, infos = TensorReader(path), read_header(path)[0]
         return [_keyed(path, key, infos[key], partial(reader, key)) for key in sorted(infos)]
     content = _archive(path)
+    if sum(tensor.nbytes for tensor in content.values() if isinstance(tensor, Stored)) > path.stat().st_size:
+        raise CheckpointError(
+            f"The embeddings in {path.name} share memory.", expected="tensors with bytes of their own"
+        )
     return [_stored(path, key, content[key]) for key in sorted(content, key=str)]
 
 
@@ -165,7 +169,7 @@ def _of_a1111(path: Path, content: Mapping[Any, Any]) -> StoredEmbedding:
 
 
 def _stored(path: Path, key: Any, tensor: Any) -> StoredEmbedding:
-    if not isinstance(key, str) or not isinstance(tensor, Stored) or tensor.nbytes > path.stat().st_size:
+    if not isinstance(key, str) or not isinstance(tensor, Stored):
         raise CheckpointError(f"{path.name} is no file of embeddings.", expected="a tensor under each token")
     if refusal := bad_key(key):
         raise refusal

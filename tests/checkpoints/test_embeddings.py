@@ -116,6 +116,13 @@ def test_a_file_that_is_no_file_of_embeddings_is_refused(tmp_path: Path, content
         source(tmp_path)
 
 
+def test_embeddings_that_have_more_bytes_than_their_file_are_refused(tmp_path: Path) -> None:
+    adapter(tmp_path / FINAL)
+    torch.save(dict.fromkeys(map(str, range(9)), torch.ones(4096)), tmp_path / "learned_embeds.bin")
+    with pytest.raises(CheckpointError, match="share memory"):
+        source(tmp_path)
+
+
 def test_a_pickle_that_wants_to_act_is_refused(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:

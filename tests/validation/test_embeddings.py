@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from adapterline.destinations.hub import HubDestination
+from adapterline.destinations.s3 import S3Destination
 from adapterline.errors import CheckpointError, ConversionError, FamilyError, UsageError
 from adapterline.layouts.embeddings import plan_embeddings
 from adapterline.package import make_package
@@ -32,6 +33,9 @@ from tests.hub_fixtures import WRITER
 from tests.line import Exported, run_line
 from tests.packages import order_of
 from tests.publishing import manifest_of, publish
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 BaseOf = Callable[[str], Path]
 PROMPT = "a_photo_of_<s0><s1> on a hill, not <s0>"
@@ -475,6 +479,17 @@ def test_tokens_that_make_the_same_file_name_get_files_of_their_own(base: BaseOf
 
 
 # --- published --------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_bucket_every_file_arrives_where_the_calls_look_for_it(
+    exported: Exported, tmp_path: Path, s3: S3Client, bucket: str
+) -> None:
+    package = make_package(manifest_of(exported, "anyone"), exported.folder, tmp_path / "package")
+    place = S3Destination(f"s3://{bucket}/loras", "anyone")
+    place.release(package, place.stage(package), order_of(1))
+    for load in exported.bundle.loads:
+        found = s3.get_object(Bucket=bucket, Key=f"loras/anyone/{package.sha12}/{load.weight_name}")["Body"].read()
+        assert found == (exported.folder / load.weight_name).read_bytes()
 
 
 def test_on_the_hub_the_embeddings_load_and_the_lora_is_still_found_by_the_repository_alone(
