@@ -19,10 +19,10 @@ demo: install
 	$(BIN)/adapterline demo
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-full: install
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest -n 2 --dist loadfile -m ""
 
 compatibility: install
 	$(BIN)/python -W ignore -m tests.compatibility

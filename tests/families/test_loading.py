@@ -127,7 +127,7 @@ def test_zeros_that_the_loader_adds_for_images_are_no_finding(tmp_path: Path) ->
     assert {name.rpartition(".")[2] for name in added} == {"add_k_proj", "add_v_proj"}
 
     # Only zeros that are in no file are let pass.
-    found = load_into_skeleton(exported.folder, exported.plan.loads, exported.base, ("transformer",))
+    found = load_into_skeleton(exported.folder, exported.plan.loads, exported.base, ("transformer",), {})
     assert added <= set(found.components["transformer"])
     kept = found.without_padding({"transformer": set(layers_of(trained))}).components["transformer"]
     assert set(kept) == set(layers_of(trained))
