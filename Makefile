@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-full compatibility lint format types bench clean
+.PHONY: install demo test test-full fuzz compatibility lint format types bench clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,9 @@ test: install
 
 test-full: install
 	$(BIN)/pytest -n 2 --dist loadfile -m ""
+
+fuzz: install
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -n 2 --dist loadfile -m "" --timeout 3600 $(shell grep -rl "from hypothesis" tests --include=test_*.py)
 
 compatibility: install
 	$(BIN)/python -W ignore -m tests.compatibility

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any of these libraries is imported: they read it once.
 os.environ |= {
@@ -18,6 +19,11 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
+
+# The same examples every time, so that a commit's tests say something of the commit. `make fuzz` draws new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("fuzz", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 pytest_plugins = ["tests.bases", "tests.hub_fixtures", "tests.prefect_fixtures", "tests.s3_fixtures"]
 

@@ -55,7 +55,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "bias": {"lora_bias": True},
 }
-CASES = [(*place, variant) for place in COMPONENTS for variant in VARIANTS]
+#: SDXL's UNet is large, and what it shares with that of Stable Diffusion 1.5 is tried there.
+CASES = [
+    pytest.param(*place, variant, marks=[pytest.mark.slow] if place == ("sdxl", "unet") and variant != "dora" else [])
+    for place in COMPONENTS
+    for variant in VARIANTS
+]
 
 
 @pytest.fixture(scope="module")

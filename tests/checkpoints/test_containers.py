@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from adapterline.checkpoints import load_checkpoint, reopen
 from adapterline.checkpoints.containers import CONTAINERS, open_container
 from adapterline.checkpoints.containers.base import Contents, Wish
+from adapterline.checkpoints.containers.torch_archive import read_archive
 from adapterline.errors import AdapterlineError, CheckpointError, CheckpointIncompleteError
 from adapterline.values import ExportOptions, Source
 
@@ -483,6 +484,18 @@ def test_archive_that_was_compressed_again_is_refused(tmp_path: Path) -> None:
         for item in old.infolist():
             new.writestr(item.filename, old.read(item))
     assert "compressed" in str(refusal(packed))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_archive_whose_directory_points_before_the_file_is_refused(tmp_path: Path, part: bool) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    end = data.rindex(b"PK\x05\x06")
+    data[end + 16] += 1  # where the directory begins: zipfile takes the difference off every offset in it
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(CheckpointError):
+        read_archive(tmp_path / "a.pt", 0, len(data) if part else None)
 
 
 def test_truncated_archive_may_still_be_written(tmp_path: Path) -> None:

@@ -196,6 +196,8 @@ def _places(path: Path, file: IO[bytes], infos: list[zipfile.ZipInfo]) -> dict[s
     places: dict[str, tuple[int, int]] = {}
     end = file.seek(0, io.SEEK_END)
     for info in infos:
+        if not 0 <= info.header_offset < end:  # zipfile takes the directory's word for it, and adds to it
+            raise _damaged(path)
         file.seek(info.header_offset)
         head = file.read(30)
         if len(head) != 30 or head[:4] != b"PK\x03\x04":
