@@ -32,9 +32,7 @@ _WANTED = (
     *(".distcp", ".metadata", "latest"),
 )
 #: States of other things than the model, by file name, and the folder of a distributed optimizer.
-_STATES = re.compile(
-    r"(?:.*/)?(?:(?:optimizer|scheduler|random_states|training_args)[^/]*|optimizer(?:_\d+)?/[^/]+)"
-)
+_STATES = re.compile(r"(?:.*/)?(?:(?:optimizer|scheduler|random_states|training_args)[^/]*|optimizer(?:_\d+)?/[^/]+)")
 
 
 def load_checkpoint(
