@@ -7,6 +7,8 @@ it. So A is [rank, in * prod(k)] and B is [out, rank] whatever the layer, and th
     Hadamard     scale * (B1 @ A1) * (B2 @ A2)        LoHa: a LoRA of rank r1 * r2, by the row-wise Khatri-Rao product
     Kronecker    scale * kron(W1, W2)                 LoKr: a LoRA of rank r(W1) * r(W2)
     Full         scale * W                            a difference of whole weights: a LoRA of rank min(out, in * k)
+    Rows         some rows of one of these            a layer that a checkpoint has fused with others
+    Ungrouped, GroupedKernel                          LoRA and differences of grouped convolutions
 
 Each has `apply`, the additive part on given inputs, computed from its own definition, and `low_rank`, the same change
 as a `LowRank`: products of entries, no decomposition, so the same on every machine. `magnitude` (DoRA) has one value
@@ -284,14 +286,90 @@ class Rows:
         return rows
 
 
-Delta = LowRank | Hadamard | Kronecker | Full | Rows
+@dataclass(frozen=True)
+class Ungrouped:
+    """A LowRank on a grouped convolution, by a trainer whose B is not grouped: every output sees all rows of A."""
+
+    whole: LowRank
+    groups: int
+
+    dtype = "F32"
+    magnitude = None
+
+    @property
+    def scale(self) -> float:
+        """That of the factors."""
+        return self.whole.scale
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """That of the factors."""
+        return self.whole.bias
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[out, in, *kernel], where in are all inputs."""
+        return self.whole.shape
+
+    @property
+    def needed_rank(self) -> int:
+        """Each group needs rows of A for itself: A's, or one for each of its outputs if those are fewer."""
+        return self.groups * min(self.whole.rank, self.shape[0] // self.groups)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """See `LowRank.apply`."""
+        return self.whole.apply(x)
+
+    def low_rank(self) -> LowRank:
+        """The same with B in groups."""
+        return grouped(self.whole, self.groups)
+
+
+@dataclass(frozen=True)
+class GroupedKernel:
+    """`scale * W` on a grouped convolution: W is [out, in / groups, *kernel], as the layer's own weight."""
+
+    weight: torch.Tensor
+    scale: float
+    groups: int
+    bias: torch.Tensor | None = None
+
+    dtype = "F32"
+    magnitude = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[out, in, *kernel], where in are all inputs."""
+        out, width, *kernel = map(int, self.weight.shape)
+        return (out, width * self.groups, *kernel)
+
+    @property
+    def needed_rank(self) -> int:
+        """A row of A for each output."""
+        return int(self.weight.shape[0])
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """See `LowRank.apply`."""
+        import torch
+
+        weights, parts = self.weight.double().flatten(1).chunk(self.groups), x.double().chunk(self.groups)
+        return torch.cat([weight @ part for weight, part in zip(weights, parts, strict=True)]) * self.scale
+
+    def low_rank(self) -> LowRank:
+        """Rows of A that are zero but for their group's inputs, and B an identity in each group."""
+        a, b = spread(self.weight.double(), self.groups)
+        b = b.reshape(*b.shape, *[1] * (a.dim() - 2))
+        return LowRank(a.float(), b.float(), self.scale, None, self.bias, self.groups)
+
+
+Delta = LowRank | Hadamard | Kronecker | Full | Rows | Ungrouped | GroupedKernel
 
 
 def take_rows(delta: Delta, ranges: Sequence[tuple[int, int]]) -> Delta:
     """The change of these output rows alone, in the order of `ranges`. A is shared; columns of B that are zero go."""
     ranges = tuple(ranges)
-    if isinstance(delta, Rows):
-        raise TypeError("rows are taken of a fused layer once")
+    if isinstance(delta, Rows | Ungrouped | GroupedKernel):
+        raise TypeError("rows are taken of a fused layer, once, and a grouped convolution is never fused")
     if not isinstance(delta, LowRank):
         return Rows(delta, ranges)
     if delta.groups > 1:

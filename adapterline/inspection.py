@@ -227,7 +227,7 @@ def _component(
     ranks = {module: rank_of(source, form, parts[module], module) for module, form in forms.items()}
     kinds = {part for found in parts.values() for part in found}
     adapter_type = "+".join(sorted({form.name.partition(" ")[0] for form in forms.values()}))
-    if "magnitude" in kinds:
+    if kinds & {"magnitude", "dora_scale"}:
         adapter_type = "dora" if adapter_type == "lora" else f"{adapter_type}+dora"
     infos = {key: source.tensors[key] for key, entry in entries.items() if entry.part != "alpha"}
     return InspectedComponent(

@@ -17,7 +17,7 @@ from adapterline.errors import CheckpointError, ConversionError
 #: The suffixes that sd-scripts, LyCORIS, musubi-tuner, OneTrainer and ai-toolkit have in common.
 SUFFIXES: Final[dict[str, str]] = {
     "lora_down.weight": "a", "lora_up.weight": "b", "lora_mid.weight": "mid", "alpha": "alpha",
-    "dora_scale": "magnitude", "diff": "diff", "diff_b": "bias_diff",
+    "dora_scale": "dora_scale", "diff": "diff", "diff_b": "bias_diff",
     "hada_w1_a": "b1", "hada_w1_b": "a1", "hada_w2_a": "b2", "hada_w2_b": "a2", "hada_t1": "core1", "hada_t2": "core2",
     "lokr_w1": "w1", "lokr_w1_a": "w1_b", "lokr_w1_b": "w1_a",
     "lokr_w2": "w2", "lokr_w2_a": "w2_b", "lokr_w2_b": "w2_a", "lokr_t2": "w2_core",
@@ -38,11 +38,14 @@ REFUSED: Final[dict[str, str]] = {
 }
 
 #: May accompany any form. PEFT scales lora_B's `bias`; `bias_diff` is a difference of the base's bias, not scaled.
-_ANY: Final = frozenset({"alpha", "magnitude", "bias", "bias_diff"})
+#: A `magnitude` is PEFT's, `dora_scale` LyCORIS's: their shapes for a convolution mean different things.
+_ANY: Final = frozenset({"alpha", "magnitude", "dora_scale", "bias", "bias_diff"})
 
 
 def form_of(parts: frozenset[str], where: str) -> Form:
     """The form that these parts make. CheckpointError if they are not whole, or of several forms."""
+    if {"magnitude", "dora_scale"} <= parts:
+        raise CheckpointError(f"{where} has two DoRA magnitudes.", expected="one", remedy="Save the adapter again.")
     own = parts - _ANY
     if fitting := [form for form in FORMS if form.needs <= own <= form.needs | form.may]:
         return fitting[0]
@@ -70,9 +73,11 @@ def build(form: Form, tensors: Tensors, layer: Layer, where: str) -> Delta:
     shapes = {part: tuple(map(int, tensor.shape)) for part, tensor in tensors.items()}
     try:
         out = form.outputs(shapes)
-        for part in ("magnitude", "bias", "bias_diff"):
+        for part in ("magnitude", "dora_scale", "bias", "bias_diff"):
             if part in tensors and out is not None:
-                _check_per_output(where, part.partition("_")[0], shapes[part], out)
+                _check_per_output(where, part, shapes[part], out)
+        if "dora_scale" in tensors:
+            tensors = {**tensors, "magnitude": tensors["dora_scale"]}
         if "bias_diff" in tensors:
             tensors = {**tensors, "bias": (tensors["bias_diff"].double() / layer.scale).float()}
         delta = form.build(tensors, layer)
@@ -89,17 +94,23 @@ def _misfit(form: Form, shapes: Shapes, where: str) -> CheckpointError:
     return CheckpointError(f"The factors of {where} do not fit: {listed}.", expected=f"those of a {form.name} layer")
 
 
-def _check_per_output(where: str, what: str, shape: tuple[int, ...], out: int) -> None:
-    """One value for each output, in a shape that says so: [out], [out, 1, ...] or, as PEFT has it, [1, out, 1, 1]."""
-    sizes = [size for size in shape if size != 1]
-    per_input = len(shape) > 1 and what == "magnitude" and sizes not in ([], [out])
-    if per_input or (len(shape) == 2 and shape[0] == 1 != out and what == "magnitude"):
+def _check_per_output(where: str, part: str, shape: tuple[int, ...], out: int) -> None:
+    """One value for each output, in a shape that says so.
+
+    LyCORIS and OneTrainer have [out, 1, ...] for one of each output, [1, in, 1, ...] for one of each input, also where
+    there are as many inputs as outputs; PEFT has [out], and [1, out, 1, ...] for a convolution.
+    """
+    per_output = shape == (out, *[1] * (len(shape) - 1))
+    if part == "magnitude" and not per_output:
+        per_output = shape == (1, out, *[1] * (len(shape) - 2)) and len(shape) > 2
+    if part in ("magnitude", "dora_scale") and not per_output and len(shape) > 1:
         raise ConversionError(
             f"The DoRA magnitude of {where} is {list(shape)}: one for each input.",
             expected=f"one for each of its {out} outputs, as PEFT and diffusers have it",
             remedy="What it does depends on the base weights. Train with the magnitude on the outputs.",
         )
     if math.prod(shape) != out:
+        what = "magnitude" if part in ("magnitude", "dora_scale") else "bias"
         raise CheckpointError(
             f"The {what} of {where} has {math.prod(shape)} values.", expected=f"one for each of its {out} outputs"
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from adapterline.deltas import Delta, Full, LowRank, Rows, grouped, reshaped, spread, take_rows
+from adapterline.deltas import Delta, GroupedKernel, LowRank, Rows, Ungrouped, reshaped, take_rows
 from adapterline.errors import CheckpointError, ConversionError, FamilyError
 from adapterline.families.base import Base
 from adapterline.families.control import layers_for
@@ -99,6 +99,12 @@ def _parts(delta: Delta, pieces: tuple[Piece, ...]) -> list[tuple[Piece, Delta]]
 
 def _on_layer(delta: Delta, target: Target, module: str) -> Delta:
     """The change with the kernel of its layer, and with B in the layer's groups."""
+    if isinstance(delta, LowRank) and delta.groups not in (1, target.groups):
+        raise CheckpointError(
+            f"The factors of {module} do not fit: A is {list(delta.a.shape)}, B is {list(delta.b.shape)}.",
+            expected=f"as many columns of B as A has rows{f', or a {target.groups}th' if target.groups > 1 else ''}",
+            remedy="The checkpoint is not whole; save it again.",
+        )
     if target.groups == 1:
         return _as_peft_has_it(reshaped(delta, target.shape[1:]))
     if delta.magnitude is not None:
@@ -106,14 +112,13 @@ def _on_layer(delta: Delta, target: Target, module: str) -> Delta:
             f"{module} is a grouped convolution with a DoRA magnitude.", expected="DoRA on ordinary layers"
         )
     if isinstance(delta, LowRank) and delta.shape[1:] == _all_inputs(target):
+        if delta.groups == target.groups:
+            return delta
         if delta.shape[0] != target.shape[0]:
-            b = delta.b.expand(target.shape[0], *delta.b.shape[1:])
-            delta = LowRank(delta.a, b, delta.scale, None, delta.bias)
-        return grouped(delta, target.groups)
-    exact = reshaped(delta, target.shape[1:]).low_rank()
-    kernel = Full((exact.matrices()[0] @ exact.matrices()[1]).reshape(target.shape).float(), exact.scale)
-    a, b = spread(kernel.weight, target.groups)
-    return LowRank(a, b.reshape(*b.shape, *[1] * (a.dim() - 2)), exact.scale, None, exact.bias, target.groups)
+            delta = replace(delta, b=delta.b.expand(target.shape[0], *delta.b.shape[1:]))
+        return Ungrouped(delta, target.groups)
+    b, a = reshaped(delta, target.shape[1:]).low_rank().matrices()
+    return GroupedKernel((b @ a).reshape(target.shape), delta.scale, target.groups, delta.bias)
 
 
 def _as_peft_has_it(delta: Delta) -> Delta:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from adapterline.deltas import Delta, Kronecker, LowRank, Rows, approximate
+from adapterline.deltas import Delta, GroupedKernel, Kronecker, LowRank, Rows, Ungrouped, approximate
 from adapterline.errors import ConversionError
 from adapterline.families import Family
 from adapterline.parallel import each_value
@@ -68,20 +68,20 @@ def _kept(
 
 
 def _one(delta: Delta, options: ExportOptions) -> tuple[LowRank, float | None]:
-    if options.approximate is not None and delta.needed_rank > options.approximate and not _grouped(delta):
+    if options.approximate is not None and delta.needed_rank > options.approximate and not _is_grouped(delta):
         return approximate(delta, options.approximate)
     return delta.low_rank(), None
 
 
-def _grouped(delta: Delta) -> bool:
-    return isinstance(delta, LowRank) and delta.groups > 1
+def _is_grouped(delta: Delta) -> bool:
+    return isinstance(delta, Ungrouped | GroupedKernel) or (isinstance(delta, LowRank) and delta.groups > 1)
 
 
 def _check_rank(component: str, deltas: Mapping[str, Delta], options: ExportOptions) -> None:
     """The trainer's own rank is no question; one that the algebra makes necessary is."""
     if options.approximate is not None:
         return
-    ranks = {module: d.needed_rank for module, d in deltas.items() if not isinstance(d, LowRank) or d.groups > 1}
+    ranks = {module: d.needed_rank for module, d in deltas.items() if not isinstance(d, LowRank)}
     module = max(ranks, key=lambda name: ranks[name], default="")
     if module and ranks[module] > options.max_rank:
         raise ConversionError(
@@ -101,7 +101,7 @@ def _form(delta: Delta) -> str:
 def _rewritten(component: str, deltas: Mapping[str, Delta], total: int) -> list[Transform]:
     by_form = defaultdict(list)
     for module, delta in deltas.items():
-        if not isinstance(delta, LowRank) or delta.groups > 1:
+        if not isinstance(delta, LowRank):
             by_form[_form(delta)].append(module)
     transforms = []
     for form, modules in sorted(by_form.items()):

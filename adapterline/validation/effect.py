@@ -88,7 +88,8 @@ def check_norms(findings: Findings, adapter: Adapter, loaded: Loaded) -> None:
 
 def _as_stored(delta: LowRank, layer: LoadedLayer, approximate: int | None) -> bool:
     """Do its factors go into the file as they are?"""
-    return delta.groups == 1 and isinstance(layer.delta, LowRank) and (approximate is None or delta.rank <= approximate)
+    within = approximate is None or delta.rank <= approximate
+    return within and isinstance(layer.delta, LowRank) and layer.delta.groups == delta.groups
 
 
 def _dtype(stored: Mapping[str, Mapping[str, TensorInfo]], component: str, module: str, wanted: Delta) -> str:

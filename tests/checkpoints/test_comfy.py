@@ -18,7 +18,7 @@ QKV = "double_blocks.0.img_attn.qkv"
         (f"diffusion_model.{QKV}.lora_A.weight", Entry(DENOISER, QKV, "a")),
         (f"diffusion_model.{QKV}.lora_up.weight", Entry(DENOISER, QKV, "b")),
         (f"model.diffusion_model.{QKV}.alpha", Entry(DENOISER, QKV, "alpha")),
-        (f"diffusion_model.{QKV}.dora_scale", Entry(DENOISER, QKV, "magnitude")),
+        (f"diffusion_model.{QKV}.dora_scale", Entry(DENOISER, QKV, "dora_scale")),
         (f"diffusion_model.{QKV}.lokr_w2_a", Entry(DENOISER, QKV, "w2_b")),
         (f"diffusion_model.{QKV}.diff", Entry(DENOISER, QKV, "diff")),
         ("diffusion_model.transformer_1.blocks.0.ffn.0.lora_A.weight", Entry("transformer", "blocks.0.ffn.0", "a")),

@@ -189,22 +189,25 @@ def test_depthwise_convolution_has_a_grouped_b(bases: Bases) -> None:
     channels = target.shape[0]
     assert target.groups == channels
     for delta in (lora(channels, channels, 3, 3), lora(1, channels, 3, 3)):
-        found = place_one(base, "transformer", DEPTHWISE, delta)
-        assert isinstance(found, LowRank)
-        assert found.groups == channels
+        placed = place_one(base, "transformer", DEPTHWISE, delta)
+        found = placed.low_rank()
+        assert (found.groups, found.rank) == (channels, placed.needed_rank)
         wanted = weight(delta).expand(channels, -1, -1, -1)
-        assert float((weight(found) - wanted).norm() / wanted.norm()) < 1e-6
+        for change in (placed, found):
+            assert float((weight(change) - wanted).norm() / wanted.norm()) < 1e-6
 
 
 def test_kernel_of_a_depthwise_convolution_sees_its_own_channel(bases: Bases) -> None:
     base = bases.base("sana")
     channels = targets(base, "transformer")[DEPTHWISE].shape[0]
     own = linear((channels, 1, 3, 3))
-    found = weight(place_one(base, "transformer", DEPTHWISE, own))
-    for channel in range(channels):
-        assert torch.allclose(found[channel, channel], own.weight[channel, 0].double())
-        found[channel, channel] = 0
-    assert not found.any()
+    placed = place_one(base, "transformer", DEPTHWISE, own)
+    for change in (placed, placed.low_rank()):
+        found = weight(change)
+        for channel in range(channels):
+            assert torch.allclose(found[channel, channel], own.weight[channel, 0].double())
+            found[channel, channel] = 0
+        assert not found.any()
 
 
 def test_dora_on_a_depthwise_convolution_is_refused(bases: Bases) -> None:
