@@ -333,9 +333,9 @@ class GroupedKernel:
     scale: float
     groups: int
     bias: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None  # of a depthwise one alone: elsewhere PEFT's norm is of another matrix
 
     dtype = "F32"
-    magnitude = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -359,7 +359,7 @@ class GroupedKernel:
         """Rows of A that are zero but for their group's inputs, and B an identity in each group."""
         a, b = spread(self.weight.double(), self.groups)
         b = b.reshape(*b.shape, *[1] * (a.dim() - 2))
-        return LowRank(a.float(), b.float(), self.scale, None, self.bias, self.groups)
+        return LowRank(a.float(), b.float(), self.scale, self.magnitude, self.bias, self.groups)
 
 
 Delta = LowRank | Hadamard | Kronecker | Full | Rows | Ungrouped | GroupedKernel

@@ -44,6 +44,15 @@ class InspectedComponent(Value):
     parameters: int
 
 
+class InspectedEmbedding(Value):
+    """A new token, as one text encoder knows it."""
+
+    token: str
+    encoder: str = Field(description="what the checkpoint calls the text encoder; empty where it does not say")
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class Inspection(Value):
     """The answer of `adapterline inspect`."""
 
@@ -53,6 +62,7 @@ class Inspection(Value):
     trainer: str | None
     family: str | None
     components: dict[str, InspectedComponent]
+    embeddings: tuple[InspectedEmbedding, ...] = Field((), description="new tokens that were trained with the adapter")
     digest: str
     size: int = Field(description="bytes of the files that are read")
     files: tuple[str, ...]
@@ -106,6 +116,15 @@ def _inspection(path: str, source: Source, options: ExportOptions, refusal: Conv
         trainer=trainer_of(source),
         family=origin.family.name if origin.family else None,
         components=dict(sorted(components.items())),
+        embeddings=tuple(
+            InspectedEmbedding(
+                token=each.token,
+                encoder=each.encoder,
+                shape=each.info.shape,
+                dtype=DTYPES.get(each.info.dtype, each.info.dtype),
+            )
+            for each in source.embeddings
+        ),
         digest=source.digest,
         size=sum(_place(source, name, options).stat().st_size for name, _ in source.files),
         files=tuple(name for name, _ in source.files),

@@ -43,6 +43,9 @@ def inspection_text(found: Inspection) -> str:
         rank = "unknown" if c.rank is None else c.rank
         alpha = "unknown" if c.alpha is None else c.alpha
         lines.append(f"  {name}: {c.adapter_type}, rank {rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
+    for each in found.embeddings:
+        encoder = f" of {each.encoder}" if each.encoder else ""
+        lines.append(f"  embedding {each.token}{encoder}: {list(each.shape)}, {each.dtype}")
     guessed = f"not named; its architecture is that of {found.architecture}" if found.architecture else "not named"
     lines.append(f"base: {found.base or guessed}")
     lines.append(f"digest: {found.digest} ({found.size:,} bytes)")

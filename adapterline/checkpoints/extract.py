@@ -15,6 +15,7 @@ from adapterline.checkpoints.new_tokens import place_embeddings, wants_embedding
 from adapterline.checkpoints.norms import place_norms
 from adapterline.checkpoints.placing import pipeline_for, place
 from adapterline.checkpoints.roles import component_for
+from adapterline.checkpoints.trainers import trainer_of
 from adapterline.deltas import DTYPES
 from adapterline.errors import CheckpointError, ConversionError, FamilyError, UsageError
 from adapterline.families.base import Base
@@ -41,11 +42,12 @@ def extract(source: Source, base: Base, options: ExportOptions) -> Adapter:
     parts = _parts(source, dialect)
     spelled = _spelled(parts, source, base, options)
     chosen, left_out = _choose(spelled, base, options)
+    one_trainer = trainer_of(source) == "OneTrainer"
     components, norms = {}, {}
     for component in chosen:
         part = parts[spelled[component]]
         deltas = changes(source, dialect, spelled[component], part.layers, base, component, options)
-        components[component] = place(deltas, base, component)
+        components[component] = place(deltas, base, component, swaps_lora_alone=one_trainer)
         check_base_weights(part.base_weights, base, component)
         if part.norms:
             norms[component] = place_norms(part.norms, source, base, component)

@@ -71,11 +71,17 @@ def build(form: Form, tensors: Tensors, layer: Layer, where: str) -> Delta:
     input.
     """
     shapes = {part: tuple(map(int, tensor.shape)) for part, tensor in tensors.items()}
+    if len(shapes.get("diff", (0, 0))) == 1:
+        raise ConversionError(
+            f"{where} has a difference of {shapes['diff'][0]} weights, one for each channel: that of a norm.",
+            expected="changes of linear layers and convolutions",
+            remedy="A LoRA file has no place for it. Train without norms (ai-toolkit: without all_layers).",
+        )
     try:
         out = form.outputs(shapes)
         for part in ("magnitude", "dora_scale", "bias", "bias_diff"):
             if part in tensors and out is not None:
-                _check_per_output(where, part, shapes[part], out)
+                _check_per_output(where, part, shapes[part], _spread_over(out, part, shapes))
         if "dora_scale" in tensors:
             tensors = {**tensors, "magnitude": tensors["dora_scale"]}
         if "bias_diff" in tensors:
@@ -92,6 +98,14 @@ def build(form: Form, tensors: Tensors, layer: Layer, where: str) -> Delta:
 def _misfit(form: Form, shapes: Shapes, where: str) -> CheckpointError:
     listed = ", ".join(f"{_NAMES.get(part, part)} is {list(shapes[part])}" for part in sorted(shapes))
     return CheckpointError(f"The factors of {where} do not fit: {listed}.", expected=f"those of a {form.name} layer")
+
+
+def _spread_over(out: int, part: str, shapes: Shapes) -> int:
+    """How many outputs a magnitude is for: OneTrainer's B of a depthwise convolution has one row for all of them."""
+    a = shapes.get("a", ())
+    values = math.prod(shapes[part])
+    alone = out == 1 and len(a) > 2 and part in ("magnitude", "dora_scale") and values == a[1]
+    return values if alone else out
 
 
 def _check_per_output(where: str, part: str, shape: tuple[int, ...], out: int) -> None:

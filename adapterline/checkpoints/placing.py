@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from adapterline.deltas import Delta, GroupedKernel, LowRank, Rows, Ungrouped, reshaped, take_rows
+from adapterline.deltas import Delta, GroupedKernel, Hadamard, Kronecker, LowRank, Rows, Ungrouped, reshaped, take_rows
 from adapterline.errors import CheckpointError, ConversionError, FamilyError
 from adapterline.families.base import Base
 from adapterline.families.control import layers_for
@@ -14,8 +14,14 @@ from adapterline.families.names import Piece, look_up, names
 from adapterline.families.skeleton import Target
 
 
-def place(deltas: Mapping[str, Delta], base: Base, component: str) -> dict[str, Delta]:
-    """The deltas by module of the base, sorted. FamilyError if it has no such module, or of another shape."""
+def place(
+    deltas: Mapping[str, Delta], base: Base, component: str, *, swaps_lora_alone: bool = False
+) -> dict[str, Delta]:
+    """The deltas by module of the base, sorted. FamilyError if it has no such module, or of another shape.
+
+    `swaps_lora_alone`: the trainer renamed diffusers' layers to the original's, and where the halves of their outputs
+    are swapped, it swapped those of LoRA and of magnitudes, and left LoHa's and LoKr's factors (OneTrainer).
+    """
     shapes = {module: delta.shape for module, delta in deltas.items()}
     table, (layers, _) = names(base, component), layers_for(base, component, _inputs(shapes, base, component))
     if misfit := misfit_of(shapes, base, component):
@@ -26,7 +32,7 @@ def place(deltas: Mapping[str, Delta], base: Base, component: str) -> dict[str, 
         )
     placed: dict[str, tuple[str, Delta]] = {}
     for spelled, delta in deltas.items():
-        for piece, part in _parts(delta, look_up(table, spelled) or ()):
+        for piece, part in _parts(delta, look_up(table, spelled) or (), swaps_lora_alone):
             if piece.module in placed:
                 raise CheckpointError(
                     f"{placed[piece.module][0]} and {spelled} both change {component}.{piece.module}.",
@@ -90,8 +96,11 @@ def _outputs_alone(wanted: list[Target]) -> int:
     return target.shape[0] // target.groups if len(wanted) == 1 and target.groups == target.shape[0] else -1
 
 
-def _parts(delta: Delta, pieces: tuple[Piece, ...]) -> list[tuple[Piece, Delta]]:
+def _parts(delta: Delta, pieces: tuple[Piece, ...], swaps_lora_alone: bool) -> list[tuple[Piece, Delta]]:
     """What each layer of a fused one gets. Layers whose rows are all zero were not trained, if others were."""
+    if swaps_lora_alone and len(pieces) == 1 and isinstance(delta, Hadamard | Kronecker):
+        rows = pieces[0].rows
+        return [(pieces[0], delta if rows is None else replace(delta, magnitude=Rows(delta, rows).magnitude))]
     parts = [(piece, delta if piece.rows is None else take_rows(delta, piece.rows)) for piece in pieces]
     trained = [(piece, part) for piece, part in parts if not (isinstance(part, LowRank) and not bool(part.b.any()))]
     return trained or parts
@@ -108,9 +117,7 @@ def _on_layer(delta: Delta, target: Target, module: str) -> Delta:
     if target.groups == 1:
         return _as_peft_has_it(reshaped(delta, target.shape[1:]))
     if delta.magnitude is not None:
-        raise ConversionError(
-            f"{module} is a grouped convolution with a DoRA magnitude.", expected="DoRA on ordinary layers"
-        )
+        return _decomposed(delta, target, module)
     if isinstance(delta, LowRank) and delta.shape[1:] == _all_inputs(target):
         if delta.groups == target.groups:
             return delta
@@ -119,6 +126,26 @@ def _on_layer(delta: Delta, target: Target, module: str) -> Delta:
         return Ungrouped(delta, target.groups)
     b, a = reshaped(delta, target.shape[1:]).low_rank().matrices()
     return GroupedKernel((b @ a).reshape(target.shape), delta.scale, target.groups, delta.bias)
+
+
+def _decomposed(delta: Delta, target: Target, module: str) -> Delta:
+    """DoRA on a grouped convolution: PEFT's own, or OneTrainer's, whose B @ A has the entries of a depthwise kernel.
+
+    peft.tuners.lora.dora takes the norm of `B.view(-1, rank) @ A`, which is that kernel if B is all ones.
+    """
+    assert delta.magnitude is not None
+    if isinstance(delta, LowRank) and delta.groups == target.groups:
+        return _as_peft_has_it(delta)
+    out = target.shape[0]
+    if target.groups != out or delta.magnitude.numel() != out or math.prod(delta.shape) != math.prod(target.shape):
+        raise ConversionError(
+            f"{module} is a grouped convolution whose DoRA magnitude has {delta.magnitude.numel()} values.",
+            expected=f"one for each of {out} outputs, each in a group of its own",
+            remedy="Train it without DoRA, or leave this layer out.",
+        )
+    b, a = delta.low_rank().matrices()
+    magnitude = delta.magnitude.reshape(1, -1, *[1] * (len(target.shape) - 2))
+    return GroupedKernel((b @ a).reshape(target.shape), delta.scale, out, delta.bias, magnitude)
 
 
 def _as_peft_has_it(delta: Delta) -> Delta:

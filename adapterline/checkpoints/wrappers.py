@@ -42,8 +42,10 @@ _PEFT: Final = ("base_model", "model")
 _HOLDERS: Final = frozenset(
     {"model", "models", "pipe", "pipeline", "net", "network", "pl_module", "app", "state_dict", "lora", "core"}
 )
-_FIRST_NAMES: Final = frozenset(
-    {"down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks", "text_model"}
+_FIRST_NAMES: Final = re.compile(
+    r"(?:(?:down|up|transformer|single_transformer)_blocks|mid_block|text_model|blocks|noise_refiner|context_refiner"
+    # Lumina 2 and Z-Image. In language models, in which `model` is a name of their own, these are self_attn and mlp.
+    r"|layers\.\d+\.(?:attn|attention|feed_forward))\."
 )
 
 Parts = tuple[str, ...]
@@ -136,7 +138,7 @@ def _before_component(parts: Parts) -> Parts:
 def _before_first_name(parts: Parts) -> Parts:
     """`model`, of `model.down_blocks...`, of a key of an adapter."""
     place = next((place for place, part in enumerate(parts) if part not in _HOLDERS), 0)
-    return parts[:place] if place and parts[place] in _FIRST_NAMES and _adapts(parts) else ()
+    return parts[:place] if place and _FIRST_NAMES.match(".".join(parts[place:])) and _adapts(parts) else ()
 
 
 def _adapts(parts: Parts) -> bool:

@@ -132,7 +132,10 @@ IMAGES: tuple[Family, ...] = (
         title="Lumina Image 2.0",
         mixin="Lumina2LoraLoaderMixin",
         pipeline="Lumina2Pipeline",
-        components=(transformer("Lumina2Transformer2DModel"),),
+        components=(
+            transformer("Lumina2Transformer2DModel"),
+            dropped("text_encoder", "Gemma2Model", "Gemma2ForCausalLM"),
+        ),
         tags=("lumina2", "text-to-image"),
         marks=(r"transformer\.(context_refiner|noise_refiner|layers)\.\d+\.(attn\.to_|feed_forward\.linear_)",),
         architecture="lumina-2/lora",

@@ -44,8 +44,13 @@ _NAMES: dict[tuple[str, str], Names] = {}
 
 
 def look_up(table: Names, spelled: str) -> tuple[Piece, ...] | None:
-    """The layers that a name in a checkpoint means, or None."""
-    return table.get(plain_name(spelled)) or table.get(spelled.removeprefix("text_model_"))
+    """The layers that a name in a checkpoint means, or None.
+
+    Converters put dots back for underscores by guessing, so that some dots are missing and others are too many
+    (musubi-tuner's convert_lora.py: `double_blocks.0.img_attn_proj`). Without any dots it is one name of the table.
+    """
+    plain = plain_name(spelled)
+    return table.get(plain) or table.get(spelled.removeprefix("text_model_")) or table.get(plain.replace(".", "_"))
 
 
 def name_table(layers: Mapping[str, Target], originals: Iterable[Rename]) -> Names:

@@ -31,7 +31,7 @@ QKV = "double_blocks.0.img_attn.qkv"
     ],
 )  # fmt: skip
 def test_key_has_its_place(key: str, entry: Entry) -> None:
-    keys = Keys.of(key, *layer("diffusion_model.other", "lora_A.weight"))
+    keys = Keys.of(key, *layer("diffusion_model.other", "lora_A.weight", "lora_B.weight"))
     assert Comfy().entries(keys)[key] == entry
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from adapterline.families.base import read_base
 from adapterline.families.skeleton import targets
 from adapterline.values import Adapter, ExportOptions
 from tests.bases import peft_adapter
+from tests.families.tiny import CASES
 
 BaseOf = Callable[[str], Path]
 
@@ -121,6 +123,25 @@ def test_t5_is_refused_and_may_be_left_out_by_name(base: BaseOf, tmp_path: Path)
         assert (set(adapter.components), adapter.left_out) == ({"transformer"}, (t5,))
         alone = saved(layer(base(family), t5), tmp_path / f"{family}_t5.safetensors")
         assert t5 in refused(alone, base(family), ConversionError)
+
+
+def test_text_encoder_of_lumina_is_refused_and_may_be_left_out_by_name(tmp_path: Path) -> None:
+    folder = CASES["lumina2"].write(tmp_path / "base")
+    gemma = {
+        f"lora_te_layers_0_self_attn_q_proj.{part}": torch.randn(shape)  # networks/lora_lumina.py
+        for part, shape in {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2), "alpha": ()}.items()
+    }
+    denoiser = layer(folder, "transformer")
+    flat = {
+        "lora_unet_" + re.sub(r"\.(?=.*\.lora_)", "_", key.removeprefix("transformer."))
+        .replace("lora_A", "lora_down")
+        .replace("lora_B", "lora_up"): tensor
+        for key, tensor in denoiser.items()
+    }
+    path = saved(gemma | flat, tmp_path / "both.safetensors")
+    assert "text_encoder, and load_lora_weights of Lumina" in refused(path, folder, ConversionError)
+    adapter = extracted(path, folder, components=("transformer",))
+    assert (set(adapter.components), adapter.left_out) == ({"transformer"}, ("text_encoder",))
 
 
 def test_components_are_chosen_by_name(base: BaseOf, tmp_path: Path) -> None:

@@ -76,6 +76,46 @@ def test_changes_are_those_of_the_original_layers(flux_base: Path, tmp_path: Pat
         torch.testing.assert_close(got, wanted)
 
 
+def one_trainers_loha(name: str, keys: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    """LoHa with a dora_scale on a layer of WIDTH inputs and 2 * WIDTH outputs (LoHaModule, LoKrModule.forward)."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {
+        "hada_w1_a": (2 * WIDTH, 2),
+        "hada_w1_b": (2, WIDTH),
+        "hada_w2_a": (2 * WIDTH, 2),
+        "hada_w2_b": (2, WIDTH),
+    }
+    tensors = {keys(f"{name}.{part}"): torch.randn(shape, generator=generator) for part, shape in shapes.items()}
+    scale = torch.rand(2 * WIDTH, 1, generator=generator) + 0.5
+    return {**tensors, keys(f"{name}.dora_scale"): scale, keys(f"{name}.alpha"): torch.tensor(ALPHA)}
+
+
+@pytest.mark.parametrize("header", [{}, {"ot_branch": "master"}])
+@pytest.mark.parametrize(
+    "keys",
+    [str, "diffusion_model.{}".format, lambda key: "lora_unet_{}.{}".format(*key.replace(".", "_", 2).split("."))],
+    ids=["original", "comfy", "kohya"],
+)
+def test_one_trainer_leaves_the_halves_of_lohas_factors(
+    flux_base: Path, tmp_path: Path, keys: Callable[[str], str], header: dict[str, str]
+) -> None:
+    """chunk_swap of modules/util/convert_util.py swaps lora_up and dora_scale; other factors are renamed as they are."""
+    name = "final_layer.adaLN_modulation.1"
+    tensors = one_trainers_loha(name, keys)
+    save_file(tensors, tmp_path / "lora.safetensors", header)
+    export = run_line(tmp_path / "lora.safetensors", flux_base, tmp_path)
+    assert export.report().passed, export.report().failures
+    w1_a, w1_b, w2_a, w2_b, scale = (
+        tensors[keys(f"{name}.{part}")] for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "dora_scale")
+    )
+    stored = (w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double()) * ALPHA / 2
+    [found] = export.adapter.components["transformer"].values()
+    got = found.apply(torch.eye(WIDTH))
+    torch.testing.assert_close(got, stored if header else stored.roll(WIDTH, 0))
+    assert found.magnitude is not None
+    assert torch.equal(found.magnitude.flatten(), scale.flatten().roll(WIDTH))
+
+
 def test_file_is_the_same_adapter_as_comfyuis(flux_base: Path, tmp_path: Path) -> None:
     first = exported(flux_file(), flux_base, tmp_path / "original")
     second = exported(flux_file("diffusion_model."), flux_base, tmp_path / "comfy")

@@ -94,7 +94,7 @@ def test_objects_become_records_of_what_they_would_have_been(protocol: int) -> N
     assert_inert(value)
     assert (value["args"].name, value["args"].get("rank")) == ("argparse.Namespace", 4)
     assert value["settings"].get("rank") == 4
-    assert value["colour"].args == (1,)
+    assert value["colour"].args in ((1,), ("RED",))  # Python up to 3.11.3 writes the name
     assert value["ordered"] == {"a": 1}
     assert value["size"] == (2, 3)
     assert value["many"].items == [("a", [1])]
@@ -330,3 +330,31 @@ def test_containers_are_made_by_their_own_means() -> None:
     assert CONTAINERS["torch.Size"]([1, 2]) == (1, 2)
     with pytest.raises(TypeError):
         CONTAINERS["builtins.list"]("text")
+
+
+def getattr_of(module: str, name: str, attribute: str) -> bytes:
+    """`getattr(module.name, attribute)`, as Python up to 3.11.3 pickles a member of an enum."""
+    return f"c__builtin__\ngetattr\n(c{module}\n{name}\nV{attribute}\ntR.".encode()
+
+
+def test_member_of_an_enum_by_its_name_is_a_record() -> None:
+    member = read(getattr_of("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING", "TORCH_PRESERVE_FORMAT"))
+    assert (member.name, member.args) == (
+        "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
+        ("TORCH_PRESERVE_FORMAT",),
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        getattr_of("collections", "OrderedDict", "fromkeys"),
+        getattr_of("builtins", "str", "format"),
+        getattr_of("torch", "x", "not an identifier"),
+        b"c__builtin__\ngetattr\n(Vx\nVy\ntR.",
+        b"c__builtin__\ngetattr\n(ctorch\nx\ntR.",
+    ],
+)
+def test_attribute_of_anything_else_is_refused(data: bytes) -> None:
+    with pytest.raises(CheckpointError, match="getattr"):
+        read(data)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from adapterline.checkpoints.placing import misfit_of, place
 from adapterline.checkpoints.roles import component_for
@@ -101,6 +102,27 @@ def test_text_model_may_be_left_out_of_a_name(bases: Bases) -> None:
     }
     assert len(found) == 1
     assert None not in found
+
+
+@pytest.mark.parametrize(
+    ("family", "guessed", "module"),
+    [  # convert_to_diffusers of musubi-tuner's convert_lora.py, of `lora_unet_` and a name without dots
+        ("flux", "double_blocks.0.img_attn_proj", "transformer_blocks.0.attn.to_out.0"),
+        ("flux2", "double_blocks.0.txt_attn_proj", "transformer_blocks.0.attn.to_add_out"),
+        ("hunyuan_video", "single.transformer.blocks.0.attn.to.k", "single_transformer_blocks.0.attn.to_k"),
+    ],
+)
+def test_dots_that_a_converter_guessed_do_not_matter(family: str, guessed: str, module: str, tmp_path: Path) -> None:
+    base = read_base(CASES[family].write(tmp_path / "base"))
+    pieces = look_up(names(base, "transformer"), guessed)
+    assert [piece.module for piece in pieces or ()] == [module]
+
+
+def test_guessed_dots_never_choose_between_two_layers() -> None:
+    layers = {"a.b_c.d": Target("Linear", (2, 2)), "a_b.c.d": Target("Linear", (2, 2))}
+    table = name_table(layers, ())
+    assert look_up(table, "a.b.c.d") is None
+    assert look_up(table, "a_b_c_d") is None
 
 
 # --- placing ----------------------------------------------------------------------------------------------------------
@@ -210,7 +232,32 @@ def test_kernel_of_a_depthwise_convolution_sees_its_own_channel(bases: Bases) ->
         assert not found.any()
 
 
-def test_dora_on_a_depthwise_convolution_is_refused(bases: Bases) -> None:
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups:UserWarning")
+def test_dora_on_a_depthwise_convolution_is_what_one_trainer_computes(bases: Bases) -> None:
+    """DoRAModule.forward: the one row of B times A, viewed as the layer's own kernel, under a magnitude per output."""
+    channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
+    delta = replace(lora(1, channels, 3, 3), magnitude=torch.rand(channels, 1, 1, 1) + 0.5)
+    found = place_one(bases.base("sana"), "transformer", DEPTHWISE, delta).low_rank()
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+    x = torch.randn(1, channels, 5, 5)
+    b, a = delta.matrices()
+    changed = layer.weight + (b @ a).reshape(layer.weight.shape).float() * delta.scale
+    norm = changed.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    wanted = torch.nn.functional.conv2d(x, delta.magnitude * changed / norm, layer.bias, padding=1, groups=channels)
+
+    config = LoraConfig(r=found.rank, lora_alpha=1, target_modules=["0"], use_dora=True)
+    model = inject_adapter_in_model(config, torch.nn.Sequential(layer))
+    carried = model[0]
+    carried.scaling["default"] = found.scale
+    assert found.magnitude is not None
+    with torch.no_grad():
+        carried.lora_A["default"].weight.copy_(found.a)
+        carried.lora_B["default"].weight.copy_(found.b)
+        carried.lora_magnitude_vector["default"].weight.copy_(found.magnitude)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_dora_on_a_depthwise_convolution_is_refused_with_other_factors(bases: Bases) -> None:
     channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
     delta = replace(lora(channels, channels, 3, 3), magnitude=torch.ones(channels))
     with pytest.raises(ConversionError, match="DoRA"):

@@ -114,10 +114,14 @@ def test_what_holds_the_model_is_peeled_off(written: str) -> None:
         ("model.unet.module._orig_mod.mid.to_q.lora_A.weight", "unet.mid.to_q.lora_A.weight"),
         ("model.unet.base_model.model.mid.lora_A.default.weight", "unet.base_model.model.mid.lora_A.weight"),
         ("model.down_blocks.0.to_q.lora_A.weight", "down_blocks.0.to_q.lora_A.weight"),
+        ("model.blocks.0.attn1.to_q.lora_A.default.weight", "blocks.0.attn1.to_q.lora_A.weight"),
+        ("net.layers.0.attention.to_q.lora_A.default.weight", "layers.0.attention.to_q.lora_A.weight"),
+        ("net.context_refiner.0.attn.to_q.lora_A.weight", "context_refiner.0.attn.to_q.lora_A.weight"),
         # names of the model's own
         ("blocks.0.module.to_q.lora_A.weight", "blocks.0.module.to_q.lora_A.weight"),
         ("base_model.model.x.module.lora_A.weight", "base_model.model.x.module.lora_A.weight"),
         ("model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_A.weight"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "model.layers.0.self_attn.q_proj.lora_A.weight"),
         ("diffusion_model.blocks.0.lora_A.weight", "diffusion_model.blocks.0.lora_A.weight"),
         ("x._orig_module.lora_A.weight", "x._orig_module.lora_A.weight"),
         ("module", "module"),
@@ -145,6 +149,13 @@ def test_weights_beside_the_adapter_keep_its_place() -> None:
         "base_model.model.x.base_layer.weight",
         "vae.x.weight",
     }
+
+
+def test_frozen_weights_lose_the_holder_that_the_adapter_had() -> None:
+    adapter = "model.layers.0.attention.to_q.lora_A.default.weight"
+    frozen = {f"model.{name}.weight": f"{name}.weight" for name in ("layers.0.norm", "cap_embedder.1")}
+    peeled = peel([adapter, *frozen])
+    assert peeled == {"layers.0.attention.to_q.lora_A.weight": adapter, **{new: old for old, new in frozen.items()}}
 
 
 def test_raw_state_dict_of_a_component_does_not_become_diffusers_format() -> None:

@@ -33,6 +33,8 @@ _HARMLESS = re.compile(
     r"|object|type|NoneType)"
     r"|functools\.partial|types\.SimpleNamespace|_codecs\.encode|(copyreg|copy_reg)\._reconstructor"
 )
+#: How Python up to 3.11.3 pickles a member of an enum, and every Python a nested class in protocols before 4.
+_GETATTR: Final = ("builtins.getattr", "__builtin__.getattr")
 _STANDARD: Final = sys.stdlib_module_names | {"__builtin__", "copy_reg", "commands", "posix", "nt"}
 
 Builder = Callable[..., Any]
@@ -229,16 +231,21 @@ class _Machine:
         name, module = self._stack.pop(), self._stack.pop()
         self._stack.append(self._global(module, name))
 
-    def _global(self, module: str, name: str) -> Global:
+    def _global(self, module: Any, name: Any) -> Global:
+        if not isinstance(module, str) or not isinstance(name, str):  # the stack holds anything
+            raise TypeError("a name that is no text")
         full = f"{module}.{name}"
-        if module.partition(".")[0] in _STANDARD and not _HARMLESS.fullmatch(full):
-            raise CheckpointError(
-                f"{self._where} holds more than tensors: its pickle asks for {printable(full)}, which could do anything"
-                " when it is run. Nothing of it was run.",
-                expected="tensors, containers and settings",
-                remedy="Do not load this file elsewhere either, unless you know who wrote it.",
-            )
+        if _is_standard(full) and not _HARMLESS.fullmatch(full) and full not in _GETATTR:
+            raise self._hostile(full)
         return Global(full)
+
+    def _hostile(self, full: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._where} holds more than tensors: its pickle asks for {printable(full)}, which could do anything"
+            " when it is run. Nothing of it was run.",
+            expected="tensors, containers and settings",
+            remedy="Do not load this file elsewhere either, unless you know who wrote it.",
+        )
 
     def _call(self, args: Any) -> None:
         called = self._stack.pop()
@@ -255,6 +262,11 @@ class _Machine:
     def _result(self, called: Global | Made, args: tuple[Any, ...]) -> Any:
         if isinstance(called, Global) and called.name in self._builders:
             return self._builders[called.name](*args)
+        if isinstance(called, Global) and called.name in _GETATTR:
+            match args:
+                case (Global(owner), str(attribute)) if attribute.isidentifier() and not _is_standard(owner):
+                    return Made(owner, (attribute,))
+            raise self._hostile(called.name)
         if called.name in ("copyreg._reconstructor", "copy_reg._reconstructor") and args:
             return Made(args[0].name if isinstance(args[0], Global) else called.name, args[1:])
         return Made(called.name if isinstance(called, Global) else f"{called.name}()"[:200], args)
@@ -270,6 +282,10 @@ class _Machine:
         if self._persistent is None:
             raise TypeError("a persistent id where there is none")
         return self._persistent(identifier)
+
+
+def _is_standard(full: str) -> bool:
+    return full.partition(".")[0] in _STANDARD
 
 
 _PUSHES: Final = {

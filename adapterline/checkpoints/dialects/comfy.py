@@ -15,7 +15,7 @@ import re
 
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import DENOISER, Entry, Readable, ScaleRule, Stated, alpha_rule, collect
-from adapterline.checkpoints.dialects.dotted import split
+from adapterline.checkpoints.dialects.dotted import split, with_full_ranks
 from adapterline.checkpoints.dialects.flat import flat_entry
 from adapterline.checkpoints.scales import unit
 
@@ -35,7 +35,7 @@ class Comfy:
         """See `Dialect.entries`."""
         if not any(_DENOISER.match(key) or _TEXT_ENCODER.match(key) for key in readable.tensors):
             raise NotMyKindError("no key begins with diffusion_model. or text_encoders.")
-        return collect(readable, _entry)
+        return with_full_ranks(collect(readable, _entry))
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""

@@ -25,7 +25,7 @@ from adapterline.checkpoints.dialects.base import (
     collect,
     stated_beside,
 )
-from adapterline.checkpoints.dialects.dotted import split
+from adapterline.checkpoints.dialects.dotted import split, with_full_ranks
 from adapterline.checkpoints.scales import from_peft_config, unit
 from adapterline.errors import CheckpointError
 from adapterline.families import COMPONENT_NAMES
@@ -61,7 +61,8 @@ class Diffusers:
         for key in readable.tensors:
             if split(key) and not is_diffusers(key) and key[: key.find(".") + 1] in prefixes:
                 raise NotMyKindError(f"{key!r} has a suffix that diffusers does not write")
-        return collect(readable, _entry)
+        entries = collect(readable, _entry)
+        return entries if readable.configs or METADATA_KEY in readable.header else with_full_ranks(entries)
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""

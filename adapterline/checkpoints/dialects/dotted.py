@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 
+from adapterline.checkpoints.dialects.base import Entry
 from adapterline.checkpoints.forms import SUFFIXES as FLAT_SUFFIXES
 
 #: ai-toolkit calls DoRA's magnitude `.magnitude`.
@@ -20,3 +23,14 @@ def split(key: str) -> tuple[str, str] | None:
     """(module, part), or None if the suffix is unknown."""
     match = _KEY.fullmatch(key)
     return (match[1], SUFFIXES[match[2]]) if match else None
+
+
+def with_full_ranks(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The same, with `lora_A` as the whole change where no layer of the file has anything else.
+
+    That is ai-toolkit's network type `fullrank`: its `lora_down` has the layer's own shape, and `lora_up` is the
+    identity (toolkit/lora_special.py). A LoRA file that lost every lora_B has another shape, which the base tells.
+    """
+    if {entry.part for entry in entries.values()} != {"a"}:
+        return dict(entries)
+    return {key: replace(entry, part="diff") for key, entry in entries.items()}

@@ -28,6 +28,7 @@ from adapterline.checkpoints.dialects.base import (
     Stated,
     alpha_rule,
     collect,
+    refusal_of,
 )
 from adapterline.checkpoints.dialects.dotted import split
 from adapterline.checkpoints.dialects.peft import SUFFIXES as PEFT_SUFFIXES
@@ -55,6 +56,8 @@ class Original:
             raise NotMyKindError(f"{prefixed!r} has something in front of the module's name")
         layers = [key for key in keys if split(key)]
         if not layers:
+            if why := refusal_of(keys):
+                raise why
             raise NotMyKindError("no key is {module}.lora_A.weight, {module}.alpha or the like")
         if not any(map(_is_norm, keys)) and all(key.endswith(tuple(PEFT_SUFFIXES)) for key in layers):
             raise NotMyKindError("nothing but lora_A and lora_B, and no alpha: it may be PEFT's, of any scale")

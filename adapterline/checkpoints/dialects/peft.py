@@ -36,7 +36,9 @@ _SHARED: Final[dict[str, str]] = {name: part for kind in PEFT_TYPES.values() for
 _COMPONENT, _SUFFIX = "|".join(COMPONENT_NAMES), "|".join(map(re.escape, SUFFIXES))
 _PREFIXED = re.compile(rf"(?:({_COMPONENT})\.)?base_model\.model\.(.+?)\.({_SUFFIX})")
 _SHARED_KEY = re.compile(rf"(?:({_COMPONENT})\.)?base_model\.({'|'.join(_SHARED)})")
-_NOT_BARE = frozenset({*COMPONENT_NAMES, "diffusion_model", "model", "text_encoders"})
+_NOT_BARE = frozenset(
+    {*COMPONENT_NAMES, "diffusion_model", "model", "text_encoders", "lora_te", "lora_te1", "lora_te2"}
+)
 _PREFIX, _BASE_LAYER = r"base_model\.model\.", ".base_layer."
 _BARE = re.compile(rf"()(.+?)\.({_SUFFIX})")
 
