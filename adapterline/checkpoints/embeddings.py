@@ -66,9 +66,12 @@ def is_embedding_file(path: Path) -> bool:
 def with_embeddings_beside(contents: Contents, folder: Path, step: int | None) -> Contents:
     """The contents, with the embeddings that lie in `folder`: the final ones, or those of a step.
 
+    OneTrainer puts those of `lora.safetensors` into a folder `lora.safetensors_embeddings`.
+
     CheckpointError if there are embeddings and none of them belongs to what was chosen.
     """
-    files = sorted(path for path in folder.iterdir() if is_embedding_file(path))
+    own = [place for place in folder.glob("*.safetensors_embeddings") if place.is_dir()]
+    files = sorted(path for place in (folder, *own) for path in place.iterdir() if is_embedding_file(path))
     if not files:
         return contents
     chosen = [path for path in files if _step_of(path) == step]

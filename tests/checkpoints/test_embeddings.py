@@ -167,6 +167,15 @@ def test_embeddings_beside_a_peft_folders_files_belong_to_it(tmp_path: Path, tra
     assert "learned_embeds.safetensors" in {file for file, _ in found.files}
 
 
+def test_onetrainers_folder_of_embeddings_belongs_to_the_file_it_is_named_for(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora.safetensors")
+    (tmp_path / "lora.safetensors_embeddings").mkdir()
+    save_file({"emp_params": rows(2)}, tmp_path / "lora.safetensors_embeddings" / "tok.safetensors")
+    found = source(tmp_path)
+    assert told(found.embeddings) == {("tok", ""): flat(rows(2))}
+    assert "lora.safetensors_embeddings/tok.safetensors" in dict(found.files)
+
+
 def test_the_digest_covers_the_embeddings(tmp_path: Path) -> None:
     adapter(tmp_path / FINAL)
     alone = source(tmp_path).digest

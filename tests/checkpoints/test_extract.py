@@ -133,7 +133,8 @@ def test_text_encoder_of_lumina_is_refused_and_may_be_left_out_by_name(tmp_path:
     }
     denoiser = layer(folder, "transformer")
     flat = {
-        "lora_unet_" + re.sub(r"\.(?=.*\.lora_)", "_", key.removeprefix("transformer."))
+        "lora_unet_"
+        + re.sub(r"\.(?=.*\.lora_)", "_", key.removeprefix("transformer."))
         .replace("lora_A", "lora_down")
         .replace("lora_B", "lora_up"): tensor
         for key, tensor in denoiser.items()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from adapterline.checkpoints.dialects.kohya import Kohya
+from adapterline.checkpoints.dialects.lycoris import Lycoris
 from adapterline.errors import CheckpointError
 from tests.checkpoints.tables import Keys, layer
 
@@ -60,3 +61,29 @@ def test_lost_alphas_mean_one_unless_the_header_says_another() -> None:
     assert scale(STEMS[0], 4, {"ss_network_alpha": "4", "ss_network_dim": "4"}, alpha=None) == 1.0
     with pytest.raises(CheckpointError, match="ss_network_alpha=8"):
         scale(STEMS[0], 4, {"ss_network_alpha": "8", "ss_network_dim": "4"}, alpha=None)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"lycoris_config": '{"algo": "lokr", "multiplier": 0.5}'}, "multiplier=0.5"),
+        ({"lycoris_config": '{"algo": "lokr", "multiplier": 1.0, "rs_lora": true}'}, "rs_lora"),
+        ({"lycoris_config": '{"algo": "lokr", "multiplier": 1.0}'}, ""),
+        ({"lycoris_config": "no json"}, ""),
+    ],
+)
+def test_what_simpletuner_says_in_the_header_counts(header: dict[str, str], message: str) -> None:
+    stem = "lycoris_blocks_0_to_q"
+    keys = Keys.of(*layer(stem, "lokr_w1", "lokr_w2", "alpha"), header=header)
+    file = Keys(keys.tensors, keys.header, scalar=lambda key: 4.0)
+
+    def scale() -> float:
+        rule = Lycoris().scale_rule(file, "denoiser")
+        assert rule is not None
+        return rule("blocks_0_to_q", None)
+
+    if message:
+        with pytest.raises(CheckpointError, match=message):
+            scale()
+    else:
+        assert scale() == 1.0

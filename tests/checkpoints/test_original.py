@@ -99,7 +99,7 @@ def one_trainers_loha(name: str, keys: Callable[[str], str]) -> dict[str, torch.
 def test_one_trainer_leaves_the_halves_of_lohas_factors(
     flux_base: Path, tmp_path: Path, keys: Callable[[str], str], header: dict[str, str]
 ) -> None:
-    """chunk_swap of modules/util/convert_util.py swaps lora_up and dora_scale; other factors are renamed as they are."""
+    """modules/util/convert_util.py: chunk_swap swaps lora_up and dora_scale, and renames other factors as they are."""
     name = "final_layer.adaLN_modulation.1"
     tensors = one_trainers_loha(name, keys)
     save_file(tensors, tmp_path / "lora.safetensors", header)

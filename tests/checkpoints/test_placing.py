@@ -236,14 +236,15 @@ def test_kernel_of_a_depthwise_convolution_sees_its_own_channel(bases: Bases) ->
 def test_dora_on_a_depthwise_convolution_is_what_one_trainer_computes(bases: Bases) -> None:
     """DoRAModule.forward: the one row of B times A, viewed as the layer's own kernel, under a magnitude per output."""
     channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
-    delta = replace(lora(1, channels, 3, 3), magnitude=torch.rand(channels, 1, 1, 1) + 0.5)
+    magnitude = torch.rand(channels, 1, 1, 1) + 0.5
+    delta = replace(lora(1, channels, 3, 3), magnitude=magnitude)
     found = place_one(bases.base("sana"), "transformer", DEPTHWISE, delta).low_rank()
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
     x = torch.randn(1, channels, 5, 5)
     b, a = delta.matrices()
     changed = layer.weight + (b @ a).reshape(layer.weight.shape).float() * delta.scale
     norm = changed.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
-    wanted = torch.nn.functional.conv2d(x, delta.magnitude * changed / norm, layer.bias, padding=1, groups=channels)
+    wanted = torch.nn.functional.conv2d(x, magnitude * changed / norm, layer.bias, padding=1, groups=channels)
 
     config = LoraConfig(r=found.rank, lora_alpha=1, target_modules=["0"], use_dora=True)
     model = inject_adapter_in_model(config, torch.nn.Sequential(layer))

@@ -12,12 +12,16 @@ rsLoRA is in the alpha that is stored (`alpha * lora_dim / sqrt(lora_dim)`), so 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import Entry, Readable, ScaleRule, Stated, alpha_rule, collect
 from adapterline.checkpoints.dialects.flat import flat_entry, is_flat
 from adapterline.checkpoints.dialects.kohya import lycoris_key
 from adapterline.errors import CheckpointError
+
+#: SimpleTuner writes the wrapper's configuration into the header.
+CONFIG_KEY = "lycoris_config"
 
 
 class Lycoris:
@@ -35,6 +39,7 @@ class Lycoris:
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""
+        _check_multiplier(readable)
         rule = alpha_rule(readable, self.entries(readable), component, without=_only_whole)
         if not _rank_stabilized(readable):
             return rule
@@ -67,8 +72,24 @@ def _only_whole(module: str, rank: int | None) -> float:
 
 
 def _rank_stabilized(readable: Readable) -> bool:
+    settings = (_settings(readable, name).get("rs_lora", "") for name in ("ss_network_args", CONFIG_KEY))
+    return any(str(value).lower() in ("true", "1", "yes") for value in settings)
+
+
+def _check_multiplier(readable: Readable) -> None:
+    """SimpleTuner's own model has the multiplier of its configuration; whoever loads the file has 1."""
+    multiplier = _settings(readable, CONFIG_KEY).get("multiplier", 1)
+    if multiplier != 1:
+        raise CheckpointError(
+            f"The header's {CONFIG_KEY} says multiplier={str(multiplier)[:40]}: trained at that, it loads at 1.",
+            expected="a multiplier of 1",
+            remedy="Train it with a multiplier of 1, which SimpleTuner's default is.",
+        )
+
+
+def _settings(readable: Readable, name: str) -> dict[str, Any]:
     try:
-        arguments = json.loads(readable.header.get("ss_network_args", "{}"))
+        settings = json.loads(readable.header.get(name, "{}"))
     except (ValueError, RecursionError):
-        return False
-    return isinstance(arguments, dict) and str(arguments.get("rs_lora", "")).lower() in ("true", "1", "yes")
+        return {}
+    return settings if isinstance(settings, dict) else {}
