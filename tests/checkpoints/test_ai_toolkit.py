@@ -51,9 +51,17 @@ def weight(delta: Delta) -> torch.Tensor:
 @pytest.mark.parametrize("stem", ["transformer", "diffusion_model"])
 def test_full_rank_is_the_whole_change(stem: str, base: BaseOf, tmp_path: Path) -> None:
     change = drawn(*shape_of(base("flux"), "transformer", QUERY))
-    done = exported({f"{stem}.{QUERY}.lora_A.weight": change}, base("flux"), tmp_path)
+    tensors = {f"{stem}.{QUERY}.lora_A.weight": change}
+    done = exported(tensors, base("flux"), tmp_path, {"software": '{"name": "ai-toolkit"}'})
     torch.testing.assert_close(weight(done.adapter.components["transformer"][QUERY]), change.double())
     assert done.report().passed, done.report().failures
+
+
+@pytest.mark.parametrize("stem", ["transformer", "diffusion_model"])
+def test_whole_change_by_nobody_known_is_a_missing_half(stem: str, base: BaseOf, tmp_path: Path) -> None:
+    change = drawn(*shape_of(base("flux"), "transformer", QUERY))
+    with pytest.raises(CheckpointError, match="no lora_B"):
+        exported({f"{stem}.{QUERY}.lora_A.weight": change}, base("flux"), tmp_path)
 
 
 def test_lora_without_any_b_is_no_full_rank(base: BaseOf, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Comfy:
         """See `Dialect.entries`."""
         if not any(_DENOISER.match(key) or _TEXT_ENCODER.match(key) for key in readable.tensors):
             raise NotMyKindError("no key begins with diffusion_model. or text_encoders.")
-        return with_full_ranks(collect(readable, _entry))
+        return with_full_ranks(collect(readable, _entry), readable.header)
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""

@@ -62,7 +62,11 @@ class Diffusers:
             if split(key) and not is_diffusers(key) and key[: key.find(".") + 1] in prefixes:
                 raise NotMyKindError(f"{key!r} has a suffix that diffusers does not write")
         entries = collect(readable, _entry)
-        return entries if readable.configs or METADATA_KEY in readable.header else with_full_ranks(entries)
+        return (
+            entries
+            if readable.configs or METADATA_KEY in readable.header
+            else with_full_ranks(entries, readable.header)
+        )
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
         """See `Dialect.scale_rule`."""

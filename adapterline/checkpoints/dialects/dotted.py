@@ -25,12 +25,13 @@ def split(key: str) -> tuple[str, str] | None:
     return (match[1], SUFFIXES[match[2]]) if match else None
 
 
-def with_full_ranks(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The same, with `lora_A` as the whole change where no layer of the file has anything else.
+def with_full_ranks(entries: Mapping[str, Entry], header: Mapping[str, str]) -> dict[str, Entry]:
+    """The same, with `lora_A` as the whole change where no layer of a file of ai-toolkit has anything else.
 
     That is ai-toolkit's network type `fullrank`: its `lora_down` has the layer's own shape, and `lora_up` is the
-    identity (toolkit/lora_special.py). A LoRA file that lost every lora_B has another shape, which the base tells.
+    identity (toolkit/lora_special.py). The header has to say who wrote it: a LoRA that lost every lora_B looks alike
+    where its rank is the layer's size.
     """
-    if {entry.part for entry in entries.values()} != {"a"}:
+    if "ai-toolkit" not in header.get("software", "") or {entry.part for entry in entries.values()} != {"a"}:
         return dict(entries)
     return {key: replace(entry, part="diff") for key, entry in entries.items()}
