@@ -1,0 +1,69 @@
+"""The values of the line, in the order in which they come into being.
+
+    ExportOptions, TrainingRun            what is asked for
+    Source -> Adapter -> Plan             tensors, in one process, memory-mapped (dataclasses)
+    Bundle -> Manifest -> Package         files and digests (pydantic: they cross steps, runs and machines)
+    Receipt -> Publication -> LineageRecord
+
+All are frozen. A digest is a lower-case hexadecimal sha256 unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from adapterline.values.adapter import Adapter, Embedding
+from adapterline.values.base import Sha256, Value, canonical_json, digest_of
+from adapterline.values.bundle import FORMAT_VERSION, Bundle, ExportedFile
+from adapterline.values.checkpoint import Source, StoredEmbedding, TensorInfo
+from adapterline.values.manifest import MANIFEST_SCHEMA, BaseSummary, ComponentSummary, Manifest, SourceSummary
+from adapterline.values.names import NAME_PATTERN, check_name, make_name, slug
+from adapterline.values.options import DType, ExportOptions, Layout, ScaleMode, TrainingRun
+from adapterline.values.plan import WEIGHT_NAME, FilePlan, LoadCall, Plan, TensorPlan, Transform
+from adapterline.values.publication import Latest, Order, Package, PackagedFile, Publication, Receipt
+from adapterline.values.record import RECORD_SCHEMA, FlowRun, LineageRecord
+from adapterline.values.report import Check, ValidationReport
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_SCHEMA",
+    "NAME_PATTERN",
+    "RECORD_SCHEMA",
+    "WEIGHT_NAME",
+    "Adapter",
+    "BaseSummary",
+    "Bundle",
+    "Check",
+    "ComponentSummary",
+    "DType",
+    "Embedding",
+    "ExportOptions",
+    "ExportedFile",
+    "FilePlan",
+    "FlowRun",
+    "Latest",
+    "Layout",
+    "LineageRecord",
+    "LoadCall",
+    "Manifest",
+    "Order",
+    "Package",
+    "PackagedFile",
+    "Plan",
+    "Publication",
+    "Receipt",
+    "ScaleMode",
+    "Sha256",
+    "Source",
+    "SourceSummary",
+    "StoredEmbedding",
+    "TensorInfo",
+    "TensorPlan",
+    "TrainingRun",
+    "Transform",
+    "ValidationReport",
+    "Value",
+    "canonical_json",
+    "check_name",
+    "digest_of",
+    "make_name",
+    "slug",
+]

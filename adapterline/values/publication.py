@@ -1,0 +1,85 @@
+"""What is published, where, and which of its name is the latest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from adapterline.values.base import Sha256, Value
+from adapterline.values.manifest import Manifest
+
+
+class PackagedFile(Value):
+    """A file that is published: of the bundle, or the card."""
+
+    path: str
+    size: int
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Package:
+    """What every destination gets: `files` lie in `folder` under their `path`; the manifest is the commit marker."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    folder: Path
+    files: tuple[PackagedFile, ...]
+
+    @property
+    def name(self) -> str:
+        """The name it is published under."""
+        return self.manifest.name
+
+    @property
+    def sha12(self) -> str:
+        """The name of its version."""
+        return self.manifest.digest[:12]
+
+
+class Order(Value):
+    """What decides between two exports of a name which of them `latest` is: the later training run."""
+
+    finished_at: AwareDatetime
+    step: int = -1
+    run_id: str = ""
+
+    def key(self) -> tuple[datetime, int, str]:
+        """Sorts from the oldest to the newest."""
+        return self.finished_at, self.step, self.run_id
+
+
+class Latest(Value):
+    """The content of `latest.json`."""
+
+    name: str
+    digest: Sha256
+    sha12: str
+    manifest_sha256: Sha256
+    order: Order
+
+
+class Receipt(Value):
+    """A package lies at a destination, read back with the right digests, and nobody sees it yet."""
+
+    destination: str
+    name: str
+    digest: Sha256
+    location: str
+    manifest_sha256: Sha256 = Field(description="of the manifest that counts there: the first one wins")
+    files: tuple[PackagedFile, ...]
+    published: bool = Field(description="it was already visible before this run")
+    token: str = Field("", description="what the destination needs to find its staging again")
+
+
+class Publication(Value):
+    """A package is visible at a destination."""
+
+    receipt: Receipt
+    latest: Literal["moved", "kept"] = Field(description="kept: what `latest` points to is newer")
+    url: str
+    load: str = Field(description="what to pass to load_lora_weights")
