@@ -106,7 +106,13 @@ def from_os_error(error: OSError, doing: str, *, otherwise: type[AdapterlineErro
         case errno.EROFS:
             return MachineError(f"{doing}: {reason}.", expected="a writable file system")
         case errno.EACCES | errno.EPERM:
-            return otherwise(f"{doing}: {reason}.", expected="write access", remedy="Check the owner and the mode.")
+            return otherwise(f"{doing}: {reason}.", expected="access to it", remedy="Check the owner and the mode.")
+        case errno.ENOENT:
+            return otherwise(
+                f"{doing}: {reason}.",
+                expected="a path that is there",
+                remedy="Check whether something moves or deletes it.",
+            )
     return otherwise(f"{doing}: {reason}.", transient=error.errno in _TRANSIENT)
 
 

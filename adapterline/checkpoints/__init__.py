@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -14,13 +13,15 @@ from typing import TYPE_CHECKING
 
 from adapterline.checkpoints.containers import open_container
 from adapterline.checkpoints.containers.base import Contents, Wish
+from adapterline.checkpoints.containers.files import reading
 from adapterline.checkpoints.containers.peft_folder import read_config
 from adapterline.checkpoints.dialects import identify
 from adapterline.checkpoints.dialects.base import Dialect, Readable
 from adapterline.checkpoints.embeddings import with_embeddings_inside
 from adapterline.checkpoints.evidence import evidence_of, stated_base
 from adapterline.checkpoints.wrappers import peel
-from adapterline.errors import CheckpointError, UsageError, from_os_error
+from adapterline.digests import sha256_of_file
+from adapterline.errors import CheckpointError, UsageError
 from adapterline.values import ExportOptions, Source, digest_of
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def fetch(uri: str, folder: Path) -> Path:
 
         return fetch_hub(uri, folder)
     raise UsageError(
-        f"{uri!r} cannot be read: {scheme!r} is no known scheme.", expected="a path, s3://bucket/key or hf://org/name"
+        f"{uri!r} cannot be read: {scheme!r} is no known scheme.",
+        expected="a path, s3://bucket/key or hf://org/name",
+        remedy="Copy the checkpoint to one of these places.",
     )
 
 
@@ -88,11 +91,8 @@ def is_wanted(key: str) -> bool:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes. CheckpointError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+    with reading(path):
+        return sha256_of_file(path)
 
 
 def _with_config(contents: Contents, options: ExportOptions) -> Contents:
@@ -100,8 +100,18 @@ def _with_config(contents: Contents, options: ExportOptions) -> Contents:
     if options.adapter_config is None:
         return contents
     if contents.configs:
-        raise UsageError("--adapter-config was given for a checkpoint that has its own configuration.")
-    path = Path(options.adapter_config)
+        raise UsageError(
+            "--adapter-config was given for a checkpoint that has its own configuration.",
+            expected="a checkpoint that has none",
+            remedy="Leave --adapter-config out: what the checkpoint says counts.",
+        )
+    path = Path(options.adapter_config).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"--adapter-config names {path.name!r}, which is no file.",
+            expected="the adapter_config.json that PEFT saved with the adapter",
+            remedy="Correct the path, or pass --alpha.",
+        )
     return replace(contents, configs={"": read_config(path)}, files=(*contents.files, path))
 
 

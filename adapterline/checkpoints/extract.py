@@ -113,7 +113,9 @@ def _choose(
     wanted = named if options.components is None else set(options.components)
     if unknown := sorted(wanted - named):
         raise UsageError(
-            f"The checkpoint has no component {', '.join(unknown)}.", expected=f"of {', '.join(sorted(named))}"
+            f"The checkpoint has no component {', '.join(unknown)}.",
+            expected=f"one of its own: {', '.join(sorted(named))}",
+            remedy="Correct --components, or leave it out to export all of them.",
         )
     family = base.family
     for name in sorted(wanted):

@@ -8,7 +8,7 @@ from adapterline.values.base import Sha256, Value, digest_of
 from adapterline.values.plan import LoadCall, Transform
 
 #: Part of every cache key and of the manifest's tools: raised when equal input may give other bytes or another verdict.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class ExportedFile(Value):

@@ -112,9 +112,18 @@ def test_alpha_that_the_header_says_too_is_taken(prefix: str, base: BaseOf, tmp_
     torch.testing.assert_close(weight(done.adapter.components["transformer"][QUERY]), 2 * product(tensors, stem))
 
 
-def test_alpha_that_the_header_contradicts_is_refused(base: BaseOf, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alpha", [4, 16, 8 * (1 + 5e-6), 8 * (1 - 5e-6)])
+def test_alpha_that_the_header_contradicts_is_refused(alpha: float, base: BaseOf, tmp_path: Path) -> None:
     stem = f"transformer.{QUERY}"
     tensors = pair(stem, shape_of(base("flux"), "transformer", QUERY)) | {f"{stem}.alpha": torch.tensor(8.0)}
-    header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 4})}
-    with pytest.raises(CheckpointError, match="stated twice: 2 by alpha tensors, and 1"):
+    header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": alpha})}
+    with pytest.raises(CheckpointError, match=f"stated twice: 2 by alpha tensors, and {alpha / 4:g}"):
         exported(tensors, base("flux"), tmp_path, header)
+
+
+def test_alpha_that_was_rounded_to_float32_does_not_contradict_the_header(base: BaseOf, tmp_path: Path) -> None:
+    stem, alpha = f"transformer.{QUERY}", 10 / 3
+    tensors = pair(stem, shape_of(base("flux"), "transformer", QUERY)) | {f"{stem}.alpha": torch.tensor(alpha)}
+    header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": alpha})}
+    assert tensors[f"{stem}.alpha"].item() != alpha
+    exported(tensors, base("flux"), tmp_path, header)

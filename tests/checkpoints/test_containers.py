@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from adapterline.checkpoints import load_checkpoint, reopen
-from adapterline.checkpoints.containers import CONTAINERS, open_container
+from adapterline.checkpoints.containers import open_container
 from adapterline.checkpoints.containers.base import Contents, Wish
 from adapterline.checkpoints.containers.torch_archive import read_archive
 from adapterline.errors import AdapterlineError, CheckpointError, CheckpointIncompleteError
@@ -252,10 +252,10 @@ def test_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     assert "empty" in str(refusal(tmp_path / name))
 
 
-def test_file_of_another_kind_is_refused_with_every_readers_reason(tmp_path: Path) -> None:
+def test_file_of_another_kind_is_refused_with_the_kinds_that_are_read(tmp_path: Path) -> None:
     (tmp_path / "lora.gguf").write_bytes(b"GGUF")
     message = str(refusal(tmp_path / "lora.gguf"))
-    assert all(container.name in message for container in CONTAINERS)
+    assert all(word in message for word in ("'.gguf'", "a folder", ".safetensors", ".index.json", ".pt", ".bin"))
 
 
 def test_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -125,6 +125,31 @@ def test_t5_is_refused_and_may_be_left_out_by_name(base: BaseOf, tmp_path: Path)
         assert t5 in refused(alone, base(family), ConversionError)
 
 
+@pytest.mark.parametrize(
+    ("family", "component"),
+    [
+        ("sd3", "text_encoder_3"),
+        ("flux", "text_encoder_2"),
+        ("lumina2", "text_encoder"),
+        ("sana", "text_encoder"),
+        *(("hidream", f"text_encoder{number}") for number in ("", "_2", "_3", "_4")),
+        *(("hunyuan_video", f"text_encoder{number}") for number in ("", "_2")),
+        ("amused", "text_encoder"),
+    ],
+)
+def test_text_encoder_that_the_loader_drops_is_refused_by_name(family: str, component: str, tmp_path: Path) -> None:
+    """Trainers adapt it, and load_lora_weights takes the file and leaves it out without a word."""
+    folder = CASES[family].write(tmp_path / "base")
+    adapted = read_base(folder).family.components[0].name
+    stem = f"{component}.layers.0.self_attn.q_proj"
+    encoder = {f"{stem}.lora_A.weight": torch.ones(2, 8), f"{stem}.lora_B.weight": torch.ones(8, 2)}
+    path = saved(layer(folder, adapted) | encoder, tmp_path / "both.safetensors")
+    message = refused(path, folder, ConversionError)
+    assert f"adapts {component}, and load_lora_weights of" in message
+    assert f"pass --components {adapted}" in message
+    assert extracted(path, folder, components=(adapted,)).left_out == (component,)
+
+
 def test_text_encoder_of_lumina_is_refused_and_may_be_left_out_by_name(tmp_path: Path) -> None:
     folder = CASES["lumina2"].write(tmp_path / "base")
     gemma = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import pytest
 
+from adapterline.checkpoints.dialects import identify
 from adapterline.checkpoints.dialects.kohya import Kohya
 from adapterline.checkpoints.dialects.lycoris import Lycoris
 from adapterline.errors import CheckpointError
@@ -87,3 +89,69 @@ def test_what_simpletuner_says_in_the_header_counts(header: dict[str, str], mess
             scale()
     else:
         assert scale() == 1.0
+
+
+STEM = "lora_unet_blocks_0_to_q"
+
+
+def dylora(header: Mapping[str, str], rank: int = 8) -> float:
+    """The scale of a layer with alpha 6, by the only dialect that reads it."""
+    keys = Keys.of(*layer(STEM, "lora_down.weight", "lora_up.weight", "alpha"), header=header)
+    file = Keys(keys.tensors, keys.header, scalar=lambda key: 6.0)
+    rule = identify(file)[0].scale_rule(file, "denoiser")
+    assert rule is not None
+    return rule("blocks_0_to_q", rank)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ({"ss_network_args": '{"algo": "dylora", "block_size": "1"}'}, 6 / 8),
+        ({"ss_network_args": '{"algo": "DyLoRA", "block_size": "2", "preset": "attn-mlp"}'}, 6 / 4),
+        ({"ss_network_args": '{"algo": "dylora"}', "ss_network_module": "lycoris.kohya"}, 6 / 2),
+        ({"lycoris_config": '{"algo": "dylora", "block_size": 8, "apply_preset": {"target_module": ["A"]}}'}, 6.0),
+        ({"ss_network_args": '{"unit": "4"}', "ss_network_module": "networks.dylora"}, 6 / 8),
+        ({"ss_network_args": '{"algo": "dylora"}', "ss_network_module": "networks.lora"}, 6 / 8),
+        ({"ss_network_args": '{"algo": "lora", "block_size": "2"}'}, 6 / 8),
+    ],
+)
+def test_blocks_divide_the_alpha_of_lycoris_dylora(header: dict[str, str], expected: float) -> None:
+    assert dylora(header) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block_size": "none"}, "block_size='none'"),
+        ({"block_size": "0"}, "block_size='0'"),
+        ({"block_size": [2]}, "block_size=.2."),
+        ({"block_size": "3"}, "blocks of 3, and blocks_0_to_q has rank 8"),
+        ({"preset": "my/preset.toml"}, "with a preset of its own"),
+        ({"preset": {}}, "with a preset of its own"),
+        ({"module_algo_map": {"Attention": {"block_size": 2}}}, "with a preset of its own"),
+        ({"bypass_mode": "True"}, "bypass_mode"),
+    ],
+)
+@pytest.mark.parametrize("key", ["ss_network_args", "lycoris_config"])
+def test_dylora_whose_blocks_are_open_is_refused(key: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        dylora({key: json.dumps({"algo": "dylora", **arguments})})
+    assert "alpha * block_size / rank" in str(caught.value)
+    assert "toml" not in str(caught.value), "no path of the trainer's machine"
+
+
+def test_resized_dylora_and_dylora_in_some_layers_are_refused() -> None:
+    resized = {"ss_network_args": '{"algo": "dylora"}', "ss_training_comment": "dimension is resized from 16 to 8; "}
+    with pytest.raises(CheckpointError, match="resized"):
+        dylora(resized)
+    with pytest.raises(CheckpointError, match="with a preset of its own"):
+        dylora({"lycoris_config": '{"algo": "lora", "apply_preset": {"name_algo_map": {"a": {"algo": "dylora"}}}}'})
+
+
+def test_dylora_without_alpha_is_refused() -> None:
+    header = {"ss_network_args": '{"algo": "dylora"}', "ss_network_alpha": "8", "ss_network_dim": "8"}
+    file = Keys.of(*layer(STEM, "lora_down.weight", "lora_up.weight"), header=header)
+    rule = identify(file)[0].scale_rule(file, "denoiser")
+    assert rule is not None
+    with pytest.raises(CheckpointError, match="has no alpha tensor"):
+        rule("blocks_0_to_q", 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "locon-scalar": {"network_module": "locon", "use_scalar": True},
     "locon-rslora": {"network_module": "locon", "rs_lora": True},
     "dylora": {"network_module": "dylora", "block_size": 1},
+    "dylora-blocks": {"network_module": "dylora", "block_size": 2, "lora_dim": 6, "conv_lora_dim": 4},
+    "dylora-one-block": {"network_module": "dylora", "block_size": 2},
     "loha": {"network_module": "loha"},
     "loha-tucker": {"network_module": "loha", "use_tucker": True},
     "loha-rslora": {"network_module": "loha", "rs_lora": True},
@@ -71,6 +74,12 @@ class Trained:
 
 
 @pytest.fixture(autouse=True)
+def _whole_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DyLoRA's forward draws a number of blocks each time; a file has all of them."""
+    monkeypatch.setattr("random.randint", lambda least, most: most)
+
+
+@pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     logger = logging.getLogger("LyCORIS")
     level = logger.level
@@ -97,16 +106,21 @@ def train(family: str, folder: Path, **arguments: Any) -> Trained:
         parameter.data = parameter.data + 0.1 * noise if "dora_scale" in name or "full" in name else noise
     network.eval()
     checkpoint = folder / "last.safetensors"
-    network.save_weights(str(checkpoint), None, {"ss_network_args": "{}"})
+    network.save_weights(str(checkpoint), None, header_of(arguments))
     return Trained(network, layers, checkpoint, CASES[family].write(folder / "base"), component)
+
+
+def header_of(arguments: dict[str, Any]) -> dict[str, str]:
+    """DyLoRA's as sd-scripts writes them; nothing else of a file depends on them."""
+    algorithm = arguments["network_module"]
+    stated = {"algo": algorithm, "block_size": str(arguments.get("block_size", 4))} if algorithm == "dylora" else {}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(stated)}
 
 
 def effect(lora: Any, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(inputs, what the wrapped layer's own forward makes of them), in float64."""
     lora.double()
     lora.org_module[0].double()
-    if hasattr(lora, "get_random_rank_weight"):  # DyLoRA draws a rank each time; a file has all of it
-        lora.get_random_rank_weight = lambda: lora.get_weight(lora.lora_dim - 1)
     generator = torch.Generator().manual_seed(3)
     shape = (6, layer.in_features) if isinstance(layer, nn.Linear) else (2, layer.in_channels, 7, 7)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -146,7 +160,7 @@ def test_file_means_what_lycoris_computes(family: str, kind: str, tmp_path: Path
         assert float((found - theirs).norm()) < 1e-5 * changed, lora.lora_name
 
 
-@pytest.mark.parametrize("kind", ["locon-tucker", "loha-tucker", "lokr-tucker", "full", "dora-lokr"])
+@pytest.mark.parametrize("kind", ["locon-tucker", "loha-tucker", "lokr-tucker", "full", "dora-lokr", "dylora-blocks"])
 def test_what_is_exported_is_proven(kind: str, tmp_path: Path) -> None:
     trained = train("sd15", tmp_path, **KINDS[kind])
     report = run_line(trained.checkpoint, trained.base, tmp_path).report()
@@ -177,3 +191,12 @@ def test_whole_factors_of_a_rank_stabilized_lokr_have_no_scale(tmp_path: Path) -
     trained.network.save_weights(str(trained.checkpoint), None, header)
     with pytest.raises(CheckpointError, match="nothing tells its scale"):
         trained.read()
+
+
+def test_blocks_that_the_header_does_not_size_are_lycoris_own_default(tmp_path: Path) -> None:
+    trained = train("flux", tmp_path, network_module="dylora", lora_dim=8)
+    header = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'}
+    trained.network.save_weights(str(trained.checkpoint), None, header)
+    for delta in trained.read().components["transformer"].values():
+        assert delta.scale == 3.0 / 2, "alpha 3, two blocks of 4"
+    assert all(lora.block_size == 4 for lora in trained.network.loras)

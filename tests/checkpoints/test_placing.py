@@ -265,6 +265,41 @@ def test_dora_on_a_depthwise_convolution_is_refused_with_other_factors(bases: Ba
         place({DEPTHWISE: delta}, bases.base("sana"), "transformer")
 
 
+def test_dora_on_a_depthwise_convolution_that_peft_trained_stays_as_it_is(bases: Bases) -> None:
+    channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
+    magnitude = torch.rand(channels) + 0.5
+    own = replace(lora(channels, channels, 3, 3, rank=channels), magnitude=magnitude, groups=channels)
+    own = replace(own, b=own.b[:, :1])
+    found = place_one(bases.base("sana"), "transformer", DEPTHWISE, own)
+    assert isinstance(found, LowRank)
+    assert (found.a is own.a, found.b is own.b, found.groups) == (True, True, channels)
+    assert found.magnitude is not None
+    assert torch.equal(found.magnitude, magnitude.reshape(1, channels, 1, 1))
+
+
+def test_dora_on_a_depthwise_convolution_keeps_its_bias(bases: Bases) -> None:
+    channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
+    bias = torch.rand(channels)
+    delta = replace(lora(1, channels, 3, 3), magnitude=torch.ones(channels), bias=bias)
+    found = place_one(bases.base("sana"), "transformer", DEPTHWISE, delta)
+    assert found.bias is bias
+    assert found.low_rank().bias is bias
+
+
+def test_dora_on_a_grouped_convolution_is_refused_unless_each_output_has_a_magnitude_and_a_group(
+    bases: Bases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = bases.base("sana")
+    channels = targets(base, "transformer")[DEPTHWISE].shape[0]
+    with pytest.raises(ConversionError, match="has 1 values"):
+        place({DEPTHWISE: replace(lora(1, channels, 3, 3), magnitude=torch.ones(1))}, base, "transformer")
+    # No family has one whose groups are of several channels.
+    two = {DEPTHWISE: Target("Conv2d", (channels, 2, 3, 3), channels // 2)}
+    monkeypatch.setattr("adapterline.checkpoints.placing.layers_for", lambda base, component, inputs: (two, None))
+    with pytest.raises(ConversionError, match="in a group of its own"):
+        place({DEPTHWISE: replace(lora(channels, 2, 3, 3), magnitude=torch.ones(channels))}, base, "transformer")
+
+
 @pytest.mark.parametrize("shape", [(33, 32), (32, 31), (32, 32, 3, 3), (64, 32), (16, 64)])
 def test_change_of_another_shape_is_refused(bases: Bases, shape: tuple[int, ...]) -> None:
     with pytest.raises(FamilyError, match=r"to_q is \[32, 32\]"):

@@ -132,6 +132,56 @@ def test_wrapper_is_told_from_a_name_of_the_model(written: str, plain: str) -> N
     assert peel([written]) == {plain: written}
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        *(
+            "down_blocks.0",
+            "up_blocks.1",
+            "mid_block",
+            "transformer_blocks.0",
+            "single_transformer_blocks.0",
+            "blocks.0",
+        ),
+        *("text_model.encoder", "noise_refiner.0", "context_refiner.0"),
+        *("layers.0.attn", "layers.0.attention", "layers.0.feed_forward"),
+    ],
+)
+def test_holder_is_peeled_off_before_every_first_name_of_a_model(first: str) -> None:
+    plain = f"{first}.proj.lora_A.weight"
+    assert peel([f"net.{plain}"]) == {plain: f"net.{plain}"}
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        *("model", "models", "pipe", "pipeline", "net", "network", "pl_module", "app", "state_dict", "lora", "core"),
+        *("_forward_module", "app.pipe.model"),
+    ],
+)
+@pytest.mark.parametrize("plain", ["blocks.0.to_q.lora_A.weight", "unet.mid.to_q.lora_A.weight"])
+def test_every_holder_is_peeled_off(holder: str, plain: str) -> None:
+    assert peel([f"{holder}.{plain}"]) == {plain: f"{holder}.{plain}"}
+
+
+@pytest.mark.parametrize(
+    "part", ["lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "oft_blocks", "vera_lambda_d"]
+)
+@pytest.mark.parametrize("stem", ["blocks.0.to_q", "transformer.blocks.0.to_q"])
+def test_holder_is_peeled_off_an_adapter_of_any_type(stem: str, part: str) -> None:
+    assert peel([f"net.{stem}.{part}"]) == {f"{stem}.{part}": f"net.{stem}.{part}"}
+
+
+@pytest.mark.parametrize("key", ["model.blocks.0.to_q.weight", "model.unet.conv_in.weight"])
+def test_weights_of_a_model_without_an_adapter_keep_their_names(key: str) -> None:
+    assert peel([key]) == {key: key}
+
+
+def test_name_of_a_component_deep_in_a_path_is_the_models_own() -> None:
+    key = "blocks.0.inner.transformer.module.to_q.lora_A.weight"
+    assert peel([key]) == {key: key}
+
+
 def test_holders_of_two_models_are_left_where_they_would_become_one() -> None:
     keys = [f"generator.{PLAIN}", f"critic.{PLAIN.replace('to_q', 'to_k')}"]
     assert set(peel(keys)) == set(keys)

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final
 
-from adapterline.checkpoints.containers.base import FINAL_NAMES, STEP, Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.files import is_plain_name, reading, refuse_where_final, step_of
 from adapterline.checkpoints.containers.leaves import contents_of
 from adapterline.checkpoints.containers.nested import find_state_dict
 from adapterline.checkpoints.containers.pickles import Global, Made, printable, read_pickle
-from adapterline.checkpoints.containers.torch_archive import DTYPES, MAX_DIMENSIONS, SIZES, Stored, Unfit, read_archive
-from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
-from adapterline.values import TensorInfo
+from adapterline.checkpoints.containers.tensors import DTYPES, SIZES, Unread, is_shape
+from adapterline.checkpoints.containers.torch_archive import Stored, Unfit, read_archive
+from adapterline.errors import CheckpointError, CheckpointIncompleteError
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,6 @@ METADATA: Final = ".metadata"
 #: Of one tensor: as many as there are ranks. Those cut along several dimensions are compared in pairs.
 MAX_PIECES: Final = 100_000
 MAX_PIECES_IN_PAIRS: Final = 1_000
-_FILE = re.compile(r"[\w.-]{1,200}")
 
 Offsets = tuple[int, ...]
 
@@ -53,8 +52,7 @@ class DistributedFolder:
             if any(folder.glob("*.distcp")):
                 raise _unfinished(folder, f"no {METADATA}, which is written last")
             raise NotMyKindError(f"no {METADATA} in it")
-        if any((folder / name).is_file() for name in FINAL_NAMES):
-            raise NotMyKindError(f"{FINAL_NAMES[0]} in it is preferred")
+        refuse_where_final(folder)
         if wish.step is not None:
             raise NotMyKindError("a step was asked for, and such a folder has none")
         index = _Index(folder)
@@ -62,8 +60,7 @@ class DistributedFolder:
         leaves = {key: index.assemble(leaf) for key, leaf in found.items() if isinstance(leaf, _Claim)}
         files = {piece.path for leaf in leaves.values() for piece in leaf.pieces}
         contents = contents_of(self.name, folder, sorted({folder / METADATA, *files}), leaves)
-        own = STEP.fullmatch(folder.name)
-        return replace(contents, step=int(own[1]) if own else None)
+        return replace(contents, step=step_of(folder))
 
 
 @dataclass(frozen=True)
@@ -78,23 +75,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Assembled:
+class Assembled(Unread):
     """A tensor that lies in pieces which cover it exactly."""
 
     name: str
     dtype: str
     shape: Offsets
     pieces: tuple[Piece, ...]
-
-    @property
-    def info(self) -> TensorInfo:
-        """Its dtype and shape."""
-        return TensorInfo(self.dtype, self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes once it is copied."""
-        return math.prod(self.shape) * SIZES[self.dtype]
 
     def load(self) -> torch.Tensor:
         """The tensor: memory-mapped if it is one piece, else put together."""
@@ -116,6 +103,7 @@ class Assembled:
             raise CheckpointError(
                 f"{piece.path.name} has {found} for a piece of {printable(self.name)!r}.",
                 expected=f"{self.dtype} {list(piece.sizes)}, as {METADATA} says",
+                remedy="These files are of different saves: copy the folder again.",
             )
         return stored
 
@@ -126,10 +114,8 @@ class _Index:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sizes: dict[str, int] = {}
-        try:
+        with reading(folder / METADATA):
             data = (folder / METADATA).read_bytes()
-        except OSError as error:
-            raise from_os_error(error, f"Reading {METADATA}", otherwise=CheckpointError) from error
         metadata = read_pickle(data, METADATA)
         if not isinstance(metadata, Made) or not metadata.name.endswith(".Metadata"):
             raise self._broken("it is no Metadata object")
@@ -166,7 +152,7 @@ class _Index:
 
     def _leaf(self, name: str, entry: Made) -> _Claim | Unfit:
         shape, pieces, properties = entry.get("size"), entry.get("chunks"), entry.get("properties")
-        if not _is_size(shape) or not isinstance(pieces, list) or not isinstance(properties, Made):
+        if not is_shape(shape) or not isinstance(pieces, list) or not isinstance(properties, Made):
             raise self._broken(f"the entry of {printable(name)!r} is of no known form")
         state = properties.state
         kind = state[0] if isinstance(state, tuple) and state else properties.get("dtype")
@@ -188,7 +174,7 @@ class _Index:
 
     def _piece(self, claim: _Claim, chunk: Any) -> Piece:
         offsets, sizes = (chunk.get("offsets"), chunk.get("sizes")) if isinstance(chunk, Made) else (None, None)
-        if not _is_size(offsets) or not _is_size(sizes) or not len(offsets) == len(sizes) == len(claim.shape):
+        if not is_shape(offsets) or not is_shape(sizes) or not len(offsets) == len(sizes) == len(claim.shape):
             raise self._broken(f"a piece of {printable(claim.name)!r} is of no known form")
         if any(offset + size > whole for offset, size, whole in zip(offsets, sizes, claim.shape, strict=True)):
             raise self._broken(f"a piece of {printable(claim.name)!r} exceeds it")
@@ -204,7 +190,7 @@ class _Index:
         places: dict[tuple[str, Offsets | None], Made] = {}
         for key, value in stored.items():
             name, offset = (key.get("fqn"), key.get("offset")) if isinstance(key, Made) else (None, None)
-            if not isinstance(name, str) or not (offset is None or _is_size(offset)) or not isinstance(value, Made):
+            if not isinstance(name, str) or not (offset is None or is_shape(offset)) or not isinstance(value, Made):
                 raise self._broken("an entry of storage_data is of no known form")
             if (name, offset) in places:
                 raise self._broken(f"{printable(name)!r} lies in two places")
@@ -213,9 +199,9 @@ class _Index:
 
     def _place(self, place: Made) -> tuple[Path, int, int]:
         file, start, length = (place.get(name) for name in ("relative_path", "offset", "length"))
-        if not isinstance(file, str) or not _FILE.fullmatch(file) or file.startswith("."):
+        if not is_plain_name(file):
             raise self._broken(f"a file is named {printable(file)!r}")
-        if not _is_size((start, length)):
+        if not is_shape((start, length)):
             raise self._broken("an offset or a length is no number")
         if place.get("transform_descriptors"):
             raise self._broken("its tensors were transformed (compressed, encrypted) when they were written")
@@ -236,7 +222,7 @@ class _Index:
 
 
 @dataclass(frozen=True)
-class _Claim:
+class _Claim(Unread):
     """What the metadata says of a tensor, before its pieces are looked for."""
 
     index: _Index
@@ -245,24 +231,8 @@ class _Claim:
     shape: Offsets
     chunks: list[Any]
 
-    @property
-    def info(self) -> TensorInfo:
-        return TensorInfo(self.dtype, self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * SIZES[self.dtype]
-
     def load(self) -> torch.Tensor:
         return self.index.assemble(self).load()
-
-
-def _is_size(value: Any) -> TypeGuard[Offsets]:
-    return (
-        isinstance(value, tuple)
-        and len(value) <= MAX_DIMENSIONS
-        and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
-    )
 
 
 def _cover(shape: Offsets, pieces: tuple[Piece, ...]) -> bool:

@@ -38,7 +38,11 @@ def join(
     readers: dict[str, tuple[Contents, str]] = {}
     for key, part, inner in places:
         if key in readers:
-            raise CheckpointError(f"{root.name} has {key!r} in two files.", expected="one tensor under one name")
+            raise CheckpointError(
+                f"{root.name} has {key!r} in two files.",
+                expected="one tensor under one name",
+                remedy="Save the adapter again, or name the file to export.",
+            )
         readers[key] = part, inner
 
     def read(key: str) -> torch.Tensor:

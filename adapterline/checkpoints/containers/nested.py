@@ -45,6 +45,7 @@ _EMA = re.compile(r"(.*[_.])?ema([_.].*)?|shadow(_params|_state_dict)?|averaged_
 _EMA_PREFIX = re.compile(r"(?:model_ema|ema_model|ema_module|module_ema|ema)\.(?=.)")
 _RAW_PREFIX = re.compile(r"online_model\.(?=.)")
 _PEFT = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector|E)\b")
+_SAVE: Final = "torch.save(get_peft_model_state_dict(model), path)."
 _ALPHA = re.compile(r"(.*[._])?((lora|network)_?)?(alpha|scale|scaling|multiplier)s?")
 
 
@@ -113,7 +114,7 @@ def find_state_dict(where: str, root: Any, weights: str = "raw") -> dict[str, Le
         raise CheckpointError(
             f"{where} holds a {opaque(root)}.",
             expected="a state dict: {name: tensor}",
-            remedy="Save the adapter's state dict: torch.save(get_peft_model_state_dict(model), path).",
+            remedy=f"Save the adapter's state dict: {_SAVE}",
         )
     found = _Walk(where).candidates(root)
     chosen = _chosen(where, found, weights)
@@ -126,7 +127,11 @@ def find_state_dict(where: str, root: Any, weights: str = "raw") -> dict[str, Le
         if refusal := bad_key(key):
             raise refusal
         if isinstance(leaf, Unfit):
-            raise CheckpointError(f"{key!r} in {where} {leaf.what}.", expected="ordinary dense tensors")
+            raise CheckpointError(
+                f"{key!r} in {where} {leaf.what}.",
+                expected="ordinary dense tensors",
+                remedy=f"Save the adapter's state dict alone, with tensors that have values: {_SAVE}",
+            )
     return {key: leaf for key, leaf in entries.items() if not isinstance(leaf, Unfit)}
 
 
@@ -138,9 +143,13 @@ class _Walk:
         self._visited = 0
 
     def candidates(self, node: dict[Any, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], _Candidate]:
+        if is_optimizer(node):
+            return {}
         if len(path) > MAX_DEPTH:
             raise CheckpointError(
-                f"{self._where} is nested more than {MAX_DEPTH} deep.", expected="a training state, or a state dict"
+                f"{self._where} is nested more than {MAX_DEPTH} deep.",
+                expected="a training state, or a state dict",
+                remedy=f"Save the adapter's state dict alone: {_SAVE}",
             )
         found: dict[tuple[str, ...], _Candidate] = {}
         own: dict[str, Leaf | Unfit] = {}
@@ -167,8 +176,15 @@ class _Walk:
         self._visited += 1
         if self._visited > MAX_VISITED:
             raise CheckpointError(
-                f"{self._where} has more than {MAX_VISITED} entries.", expected="a training state, or a state dict"
+                f"{self._where} has more than {MAX_VISITED} entries.",
+                expected="a training state, or a state dict",
+                remedy=f"Save the adapter's state dict alone: {_SAVE}",
             )
+
+
+def is_optimizer(node: Any) -> bool:
+    """Is it the state dict of a `torch.optim.Optimizer`, under whatever name it was saved?"""
+    return isinstance(node, dict) and node.keys() == {"state", "param_groups"}
 
 
 def _is_tensor(value: Any) -> bool:
@@ -208,7 +224,7 @@ def _best(where: str, candidates: list[_Candidate], *, needed: bool = False) -> 
     raise CheckpointError(
         f"{where} holds several state dicts that could be the adapter: {names}.",
         expected="one, or one for each component",
-        remedy="Save the adapter's state dict alone: torch.save(get_peft_model_state_dict(model), path).",
+        remedy=f"Save the adapter's state dict alone: {_SAVE}",
     )
 
 
@@ -248,7 +264,11 @@ def _joined(where: str, chosen: Iterable[_Candidate]) -> dict[str, Leaf | Unfit]
         for key, leaf in candidate.entries.items():
             name = prefixed(candidate.component, key)
             if name in joined:
-                raise CheckpointError(f"{where} holds {printable(name)!r} twice.", expected="one tensor under one name")
+                raise CheckpointError(
+                    f"{where} holds {printable(name)!r} twice.",
+                    expected="one tensor under one name",
+                    remedy=f"Save the adapter's state dict alone: {_SAVE}",
+                )
             joined[name] = leaf
     return joined
 
@@ -291,10 +311,16 @@ def _nothing(where: str, root: dict[Any, Any]) -> CheckpointError:
             expected="the adapter's tensors",
             remedy="get_peft_model_state_dict finds nothing under a torch.compile wrapper: save the inner model's.",
         )
+    if is_optimizer(root):
+        return CheckpointError(
+            f"{where} holds the state of an optimizer, and no weights.",
+            expected="the adapter's state dict",
+            remedy="Name the file that the weights were saved to; it often lies beside this one.",
+        )
     names = ", ".join(printable(key) if isinstance(key, str) else type(key).__name__ for key in list(root)[:8])
     made = next((value for value in root.values() if isinstance(value, Made)), None)
     return CheckpointError(
         f"{where} holds no weights: only {names}" + (f", of which one is a {printable(made.name)}." if made else "."),
         expected="the adapter's state dict",
-        remedy="Save the adapter's state dict: torch.save(get_peft_model_state_dict(model), path).",
+        remedy=f"Save the adapter's state dict: {_SAVE}",
     )

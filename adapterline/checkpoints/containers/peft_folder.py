@@ -6,17 +6,17 @@ unet/adapter_config.json, text_encoder/adapter_config.json, ...      as DreamBoo
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterline.checkpoints.containers.base import FINAL_NAMES, STEP, Contents, NotMyKindError, Wish, is_ema_name
+from adapterline.checkpoints.containers.base import STEP, Contents, NotMyKindError, Wish, is_ema_name
+from adapterline.checkpoints.containers.files import read_json, refuse_where_final, step_of
 from adapterline.checkpoints.containers.joining import join_components
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
 from adapterline.checkpoints.containers.torch_zip import TorchFile
 from adapterline.checkpoints.stated import hub_id
-from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
+from adapterline.errors import CheckpointError, CheckpointIncompleteError
 from adapterline.families import COMPONENT_NAMES
 
 CONFIG_NAME = "adapter_config.json"
@@ -40,11 +40,9 @@ class PeftFolder:
             raise NotMyKindError("a step was asked for, and a PEFT folder has none")
         if wish.weights == "ema" and not is_ema_name(path / CONFIG_NAME):
             raise NotMyKindError("EMA weights were asked for, and its name does not say that it has them")
-        if final := next((name for name in FINAL_NAMES if (path / name).is_file()), None):
-            raise NotMyKindError(f"{final} in it is preferred")
+        refuse_where_final(path)
         if (path / CONFIG_NAME).is_file():
-            own = STEP.fullmatch(path.name)
-            return replace(self._one(path, wish), step=int(own[1]) if own else None)
+            return replace(self._one(path, wish), step=step_of(path))
         configs = sorted(path.glob(f"*/{CONFIG_NAME}"))
         folders = [config.parent for config in configs if not STEP.fullmatch(config.parent.name)]
         names = [folder.name for folder in folders]
@@ -83,18 +81,13 @@ class PeftFolder:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A PEFT adapter_config.json. CheckpointError if it is not a JSON object with a peft_type."""
-    try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise CheckpointError(f"{path.name} has over {MAX_CONFIG} bytes.", expected="a PEFT configuration")
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointIncompleteError(
-            f"{path.name} is not whole JSON: {error}.", expected="what PEFT writes"
-        ) from error
+    config = read_json(path, MAX_CONFIG, "a configuration as PEFT writes it")
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise CheckpointError(f"{path.name} has no peft_type.", expected="an adapter_config.json as PEFT writes it")
+        raise CheckpointError(
+            f"{path.name} has no peft_type.",
+            expected="an adapter_config.json as PEFT writes it",
+            remedy="Save the adapter again with save_pretrained, or name the file of the weights alone.",
+        )
     return config
 
 

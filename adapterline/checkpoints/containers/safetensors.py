@@ -20,8 +20,10 @@ from adapterline.checkpoints.containers.base import (
     not_a_scalar,
     only_ema,
 )
+from adapterline.checkpoints.containers.files import cut_off, mistaken, reading
 from adapterline.checkpoints.containers.nested import split_ema
-from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
+from adapterline.checkpoints.containers.tensors import BITS
+from adapterline.errors import CheckpointError, CheckpointIncompleteError
 from adapterline.values import TensorInfo
 
 if TYPE_CHECKING:
@@ -32,12 +34,6 @@ MAX_HEADER = 100_000_000
 #: The largest adapters have some ten thousand; a million empty ones cost the library 18 s and 1.7 GB.
 MAX_TENSORS = 200_000
 MAX_DIMENSIONS = 8
-#: What a size may be, in bits, by the format's dtype names.
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
 #: How struct unpacks the dtypes that one number can have; BF16 once it is widened.
 NUMBERS = {
     "F64": "<d", "F32": "<f", "F16": "<e", "BF16": "<f", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
@@ -102,13 +98,16 @@ class TensorReader:
         from safetensors import SafetensorError, safe_open
 
         try:
-            if self._file is None:
-                self._file = safe_open(self._path, framework="pt", device="cpu")
-            tensor: torch.Tensor = self._file.get_tensor(key)
+            with reading(self._path):
+                if self._file is None:
+                    self._file = safe_open(self._path, framework="pt", device="cpu")
+                tensor: torch.Tensor = self._file.get_tensor(key)
         except SafetensorError as error:
-            raise CheckpointError(f"{self._path.name} cannot be read: {error}.") from error
-        except OSError as error:
-            raise from_os_error(error, f"Reading {self._path.name}", otherwise=CheckpointError) from error
+            raise CheckpointError(
+                f"{self._path.name} cannot be read: {error}.",
+                expected="the file as it was when its header was read",
+                remedy="If something writes to it, wait for its end; otherwise copy it again.",
+            ) from error
         return tensor
 
 
@@ -116,12 +115,9 @@ def read_scalar(path: Path, key: str, info: TensorInfo, offset: int) -> float:
     """The one number at `offset` (bytes from the file's start). CheckpointError if `info` is no number's."""
     if math.prod(info.shape) != 1 or info.dtype not in NUMBERS:
         raise not_a_scalar(key, info.dtype, info.shape)
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(BITS[info.dtype] // 8)
-    except OSError as error:
-        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+    with reading(path), path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(BITS[info.dtype] // 8)
     if len(data) != BITS[info.dtype] // 8:
         raise _truncated(path, path.stat().st_size, None)
     if info.dtype == "BF16":  # the upper half of a float32
@@ -134,21 +130,18 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
 
     CheckpointIncompleteError if the file is shorter than it says; CheckpointError if it is not what the format allows.
     """
-    try:
+    with reading(path), path.open("rb") as file:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or (length <= MAX_HEADER and size < 8 + length):
-                raise _truncated(path, size, 8 + length if size >= 8 else None)
-            if length > MAX_HEADER:
-                raise _malformed(path, f"its header claims {length} bytes")
-            text = file.read(length)
-    except OSError as error:
-        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or (length <= MAX_HEADER and size < 8 + length):
+            raise _truncated(path, size, 8 + length if size >= 8 else None)
+        if length > MAX_HEADER:
+            raise mistaken(path) or _malformed(path, f"its header claims {length} bytes")
+        text = file.read(length)
     try:
         entries = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _malformed(path, f"its header is not JSON: {error}") from error
+        raise mistaken(path) or _malformed(path, f"its header is not JSON: {error}") from error
     if not isinstance(entries, dict):
         raise _malformed(path, "its header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
@@ -205,15 +198,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _truncated(path: Path, size: int, wanted: int | None) -> CheckpointIncompleteError:
-    return CheckpointIncompleteError(
-        f"{path.name} is truncated: it has {size} bytes.",
-        expected="a whole safetensors file" + (f" of {wanted} bytes" if wanted else ""),
-        remedy="If it is still being written, wait for its end; otherwise copy it again.",
-    )
+    expected = "a whole safetensors file" + (f" of {wanted} bytes" if wanted else "")
+    return cut_off(f"{path.name} is truncated: it has {size} bytes.", expected)
 
 
 def _malformed(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
         f"{path.name} is not a valid safetensors file: {re.sub(r'[^ -~]', '?', what)}.",
-        remedy="Write it again with the safetensors library.",
+        expected="a file as the safetensors library writes it",
+        remedy="Copy it again, or write it again with that library.",
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish, bad_key
+from adapterline.checkpoints.containers.files import read_json
 from adapterline.checkpoints.containers.joining import join
 from adapterline.checkpoints.containers.leaves import open_state_dict
 from adapterline.checkpoints.containers.pickles import printable
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
-from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
+from adapterline.errors import CheckpointError, CheckpointIncompleteError
 
 SUFFIX: Final = ".index.json"
 MAX_INDEX: Final = 100_000_000
@@ -57,29 +57,22 @@ class ShardedFile:
 
 def read_index(path: Path) -> dict[str, str]:
     """{tensor: file} of an index. CheckpointError if it is none, or names a file that lies elsewhere."""
-    try:
-        if path.stat().st_size > MAX_INDEX:
-            raise CheckpointError(f"{path.name} has over {MAX_INDEX} bytes.", expected="an index of shards")
-        value: Any = json.loads(path.read_bytes())
-    except OSError as error:
-        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointIncompleteError(
-            f"{path.name} is not whole JSON.", expected="an index as transformers and accelerate write it"
-        ) from error
+    value = read_json(path, MAX_INDEX, "an index as transformers and accelerate write it")
     weights = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f"{path.name} has no weight_map.", expected="an index of shards")
+        raise _no_index(f"{path.name} has no weight_map.")
     for key, name in weights.items():
         if refusal := bad_key(key):
             raise refusal
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise CheckpointError(
-                f"{path.name} names the file {printable(name)!r}.", expected="the names of files beside it"
-            )
+            raise _no_index(f"{path.name} names the file {printable(name)!r}.", "the names of files beside it")
     if len(set(weights.values())) > MAX_SHARDS:
-        raise CheckpointError(f"{path.name} names over {MAX_SHARDS} files.", expected="an index of shards")
+        raise _no_index(f"{path.name} names over {MAX_SHARDS} files.")
     return weights
+
+
+def _no_index(found: str, expected: str = "an index of shards") -> CheckpointError:
+    return CheckpointError(found, expected=expected, remedy="Copy it again, or save the adapter again in one file.")
 
 
 def _missing(path: Path, what: str) -> CheckpointIncompleteError:

@@ -18,33 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from adapterline.checkpoints.containers.files import cut_off, mistaken, reading
 from adapterline.checkpoints.containers.pickles import CONTAINERS, Builder, Global, Made, printable, read_pickle
-from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
-from adapterline.values import TensorInfo
+from adapterline.checkpoints.containers.tensors import DTYPES, MAX_DIMENSIONS, SIZES, TORCH_NAMES, Unread, are_sizes
+from adapterline.errors import CheckpointError, CheckpointIncompleteError
 
 if TYPE_CHECKING:
     import torch
 
 #: A whole model with its optimizer has some ten thousand.
 MAX_ENTRIES = 500_000
-MAX_DIMENSIONS = 64
-#: Bytes of one element, by safetensors' dtype names.
-SIZES: Final = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
-}  # fmt: skip
-#: safetensors' names of torch's dtypes, in the order of SIZES.
-TORCH_NAMES: Final = dict(
-    zip(
-        SIZES,
-        (
-            "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
-            "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "complex64",
-        ),
-        strict=True,
-    )
-)  # fmt: skip
-DTYPES: Final = {f"torch.{name}": dtype for dtype, name in TORCH_NAMES.items()}
 _STORAGES: Final = {
     "torch.DoubleStorage": "F64", "torch.FloatStorage": "F32", "torch.HalfStorage": "F16",
     "torch.BFloat16Storage": "BF16", "torch.LongStorage": "I64", "torch.IntStorage": "I32",
@@ -73,12 +56,17 @@ class Mapped:
             if stored.start % SIZES[stored.dtype]:  # torch.save aligns; other writers need not
                 flat = flat.clone()
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path.name} cannot be read: {error}.", transient=True) from error
+            raise CheckpointError(
+                f"{self.path.name} cannot be read: {error}.",
+                expected="the file as it was when it was opened",
+                remedy="If something writes to it, wait for its end; otherwise copy it again.",
+                transient=True,
+            ) from error
         return flat.view(dtype).as_strided(stored.shape, stored.stride, stored.offset)
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Unread):
     """A tensor that lies in a file: a view of `bytes` bytes from `start`, by offset and strides in elements."""
 
     file: Mapped = field(repr=False)
@@ -88,16 +76,6 @@ class Stored:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
-
-    @property
-    def info(self) -> TensorInfo:
-        """Its dtype and shape."""
-        return TensorInfo(self.dtype, self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes once it is copied."""
-        return math.prod(self.shape) * SIZES[self.dtype]
 
     def load(self) -> torch.Tensor:
         """The tensor, memory-mapped."""
@@ -124,15 +102,11 @@ def read_archive(path: Path, start: int = 0, length: int | None = None) -> Any:
     Its tensors are `Stored` or `Unfit`, its dicts plain ones, and any other object a stand-in. CheckpointError if it is
     not such an archive or unsafe, CheckpointIncompleteError if it is cut off.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < start + (length or 0):
-                raise _truncated(path.name)
-            view: IO[bytes] = file if length is None else io.BufferedReader(_Part(file, start, length))
-            return _value(path, view, start)
-    except OSError as error:
-        raise from_os_error(error, f"Reading {path.name}", otherwise=CheckpointError) from error
+    with reading(path), path.open("rb") as file:
+        if path.stat().st_size < start + (length or 0):
+            raise _truncated(path.name)
+        view: IO[bytes] = file if length is None else io.BufferedReader(_Part(file, start, length))
+        return _value(path, view, start)
 
 
 def _value(path: Path, file: IO[bytes], start: int) -> Any:
@@ -140,17 +114,27 @@ def _value(path: Path, file: IO[bytes], start: int) -> Any:
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(
-            f"{path.name} is a zip archive with {len(pickles)} data.pkl.", expected="one, as torch.save writes it"
+            f"{path.name} is a zip archive with {len(pickles)} data.pkl.",
+            expected="one, as torch.save writes it",
+            remedy="If it is a packed folder, unpack it; otherwise save the adapter again.",
         )
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in entries and _bytes(file, entries[f"{root}byteorder"])[:16] != b"little":
-        raise CheckpointError(f"{path.name} was written by a big-endian machine.", expected="little-endian tensors")
+        raise CheckpointError(
+            f"{path.name} was written by a big-endian machine.",
+            expected="little-endian tensors",
+            remedy="Load it there, and save its state dict as .safetensors.",
+        )
     mapped = Mapped(path)
 
     def storage(identifier: Any) -> _Storage:
         kind, type_, key, _, _ = identifier
         if kind != "storage" or not isinstance(type_, Global) or f"{root}data/{key}" not in entries:
-            raise CheckpointError(f"{path.name} lacks the bytes of a tensor.", expected="a whole file of torch.save")
+            raise CheckpointError(
+                f"{path.name} lacks the bytes of a tensor.",
+                expected="a whole file of torch.save",
+                remedy="Copy it again, or save it again.",
+            )
         offset, size = entries[f"{root}data/{key}"]
         return _Storage(start + offset, size, _STORAGES.get(type_.name, type_.name))
 
@@ -176,7 +160,7 @@ def _entries(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         if started:
             raise _truncated(path.name) from error
-        raise CheckpointError(
+        raise mistaken(path) or CheckpointError(
             f"{path.name} is not a zip archive.",
             expected="a file of torch.save in the format of torch 1.6 and later",
             remedy="Load it where it came from and save its state dict as .safetensors.",
@@ -188,7 +172,11 @@ def _entries(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
             remedy="Unpack it and save it again with torch.save, or as .safetensors.",
         )
     if len(infos) > MAX_ENTRIES:
-        raise CheckpointError(f"{path.name} has {len(infos)} entries.", expected=f"at most {MAX_ENTRIES}")
+        raise CheckpointError(
+            f"{path.name} has {len(infos)} entries.",
+            expected=f"at most {MAX_ENTRIES}",
+            remedy="Save the adapter's state dict alone, best as .safetensors.",
+        )
     return _places(path, file, infos)
 
 
@@ -255,8 +243,7 @@ def _tensor(mapped: Mapped, storage: Any, dtype: str | None, offset: Any, size: 
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         return Unfit("is of no known form")
     dtype = dtype or storage.dtype
-    numbers = (offset, *size, *stride)
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or len(size) != len(stride):
+    if not are_sizes((offset, *size, *stride)) or len(size) != len(stride):
         return Unfit("has a size or strides that are no numbers")
     if len(size) > MAX_DIMENSIONS:
         return Unfit(f"has {len(size)} dimensions")
@@ -312,11 +299,7 @@ def opaque(value: Any) -> str:
 
 
 def _truncated(name: str) -> CheckpointIncompleteError:
-    return CheckpointIncompleteError(
-        f"{name} is truncated: its zip archive has no end.",
-        expected="a whole file of torch.save",
-        remedy="If it is still being written, wait for its end; otherwise copy it again.",
-    )
+    return cut_off(f"{name} is truncated: its zip archive has no end.", "a whole file of torch.save")
 
 
 def _damaged(path: Path) -> CheckpointError:

@@ -42,6 +42,7 @@ from adapterline.checkpoints.containers.base import (
     is_ema_name,
 )
 from adapterline.checkpoints.containers.distributed import METADATA, DistributedFolder
+from adapterline.checkpoints.containers.files import final_file
 from adapterline.checkpoints.containers.joining import join_components
 from adapterline.checkpoints.containers.peft_folder import CONFIG_NAME, PeftFolder
 from adapterline.checkpoints.containers.safetensors import SafetensorsFile
@@ -210,6 +211,7 @@ def _at(path: Path, saves: list[_Save], number: int) -> _Save:
         raise CheckpointError(
             f"{path.name} has no step {number}.",
             expected=f"one of the steps {_listed(saves)}" if saves else "files or folders that are named by steps",
+            remedy="Pass one that is there, or leave --step out." if saves else "Leave --step out.",
         )
     for kind in (Path.is_file, Path.is_dir):
         found = [save for save in at if kind(save.path)]
@@ -227,9 +229,8 @@ def _at(path: Path, saves: list[_Save], number: int) -> _Save:
 
 def _found(path: Path, saves: list[_Save]) -> Path:
     """The final file, or the folder that stands for it."""
-    for name in FINAL_NAMES:
-        if (path / name).is_file():
-            return path / name
+    if final := final_file(path):
+        return final
     entries = sorted(path.iterdir())
     named = {save.path for save in saves}
     files = [entry for entry in entries if entry.is_file() and _may_be_final(entry)]
@@ -290,7 +291,17 @@ def _none(path: Path, entries: list[Path], saves: list[_Save]) -> CheckpointErro
             remedy="Pass --step N to export one of them.",
         )
     if not entries:
-        return CheckpointError(f"The folder {path.name} is empty.", expected="a checkpoint")
+        return CheckpointError(
+            f"The folder {path.name} is empty.",
+            expected="a checkpoint",
+            remedy="Name the folder that the trainer saves to; if it has saved nothing yet, wait.",
+        )
+    if any(entry.name == "model_index.json" for entry in entries):
+        return CheckpointError(
+            f"{path.name} is a pipeline: the weights of a whole model, and no adapter.",
+            expected="what the trainer saved the adapter to",
+            remedy="Name that file or folder; a pipeline is what --base takes.",
+        )
     return CheckpointError(
         f"No adapter was found in {path.name}: it has {_names([entry.name for entry in entries])}.",
         expected=f"{FINAL_NAMES[0]}, {CONFIG_NAME} with its weights, or one .safetensors, .bin or .pt file",

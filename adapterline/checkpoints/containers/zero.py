@@ -21,13 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterline.checkpoints.containers.base import FINAL_NAMES, Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.base import Contents, NotMyKindError, Wish
+from adapterline.checkpoints.containers.files import is_plain_name, refuse_where_final, step_of
 from adapterline.checkpoints.containers.leaves import contents_of
 from adapterline.checkpoints.containers.nested import Leaf, find_state_dict
 from adapterline.checkpoints.containers.pickles import Made, printable
-from adapterline.checkpoints.containers.torch_archive import SIZES, Stored, Unfit, read_archive
+from adapterline.checkpoints.containers.tensors import Unread, is_shape
+from adapterline.checkpoints.containers.torch_archive import Stored, Unfit, read_archive
 from adapterline.errors import CheckpointError, CheckpointIncompleteError
-from adapterline.values import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,6 @@ LATEST: Final = "latest"
 STEP: Final = re.compile(r"global_step(\d{1,18})")
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d{1,6})_)?mp_rank_(\d{1,4})_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{1,4})_optim_states\.pt")
-_TAG = re.compile(r"[\w.-]{1,200}")
 
 
 class ZeroFolder:
@@ -49,17 +49,18 @@ class ZeroFolder:
         if path.is_file():
             if not _MODEL.fullmatch(path.name):
                 raise NotMyKindError("no model states file")
-            return replace(self._module(path, _root(path), wish), step=_step_of(path.parent))
+            return replace(self._module(path, _root(path), wish), step=step_of(path.parent, STEP))
         if not path.is_dir():
             raise NotMyKindError("not a folder")
-        if any((path / name).is_file() for name in FINAL_NAMES):
-            raise NotMyKindError(f"{FINAL_NAMES[0]} in it is preferred")
+        refuse_where_final(path)
         folder = _tag(path, wish)
         if wish.weights == "ema":
             raise NotMyKindError("EMA weights were asked for, and DeepSpeed keeps none")
         files = _Files(folder)
         contents = self._merged(files, wish)
-        return replace(contents, root=path, files=_with_latest(path, folder, contents.files), step=_step_of(folder))
+        return replace(
+            contents, root=path, files=_with_latest(path, folder, contents.files), step=step_of(folder, STEP)
+        )
 
     def _module(self, path: Path, root: dict[Any, Any], wish: Wish) -> Contents:
         module = root.get("module")
@@ -107,11 +108,7 @@ class _Files:
         self.folder = folder
         names = sorted(entry.name for entry in folder.iterdir())
         if odd := next((name for name in names if re.match(r"(layer_\d|expp_rank|.*expert_\d)", name)), None):
-            raise CheckpointError(
-                f"{folder.name} is of a model that was cut by layers or experts ({odd}).",
-                expected="data parallel training: ZeRO 1, 2 or 3",
-                remedy="Save the adapter's state dict alone, best as .safetensors.",
-            )
+            raise _cut(f"{folder.name} is of a model that was cut by layers or experts ({odd}).")
         self.models = self._ranked(names, _MODEL)
         self.optimizers = self._ranked(names, _OPTIMIZER)
         if not self.models:
@@ -120,10 +117,8 @@ class _Files:
     def _ranked(self, names: list[str], pattern: re.Pattern[str]) -> tuple[Path, ...]:
         matches = [match for name in names if (match := pattern.fullmatch(name))]
         if any(int(match[2]) for match in matches):
-            raise CheckpointError(
-                f"{self.folder.name} is of tensor parallel training: each of its files has a part of each weight.",
-                expected="data parallel training: ZeRO 1, 2 or 3",
-                remedy="Save the adapter's state dict alone, best as .safetensors.",
+            raise _cut(
+                f"{self.folder.name} is of tensor parallel training: each of its files has a part of each weight."
             )
         ranks = {int(match[1] or 0): match.string for match in matches}
         if sorted(ranks) != list(range(len(matches))):
@@ -139,22 +134,12 @@ class _Files:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Gathered(Unread):
     """A parameter that lies in several places: (flat tensor, first element, number of elements), one after another."""
 
     shape: tuple[int, ...]
     dtype: str
     places: tuple[tuple[Stored, int, int], ...]
-
-    @property
-    def info(self) -> TensorInfo:
-        """Its dtype and shape."""
-        return TensorInfo(self.dtype, self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes once it is copied."""
-        return math.prod(self.shape) * SIZES[self.dtype]
 
     def load(self) -> torch.Tensor:
         """The parameter: memory-mapped if it is in one place. The padding at the end is left off."""
@@ -246,10 +231,11 @@ def _frozen(path: Path, roots: list[dict[Any, Any]], stage: int) -> Iterator[tup
 def _tag(path: Path, wish: Wish) -> Path:
     """The folder of one save: the one of --step, the one that `latest` names, or `path` itself."""
     if any(_MODEL.fullmatch(entry.name) or _OPTIMIZER.fullmatch(entry.name) for entry in path.iterdir()):
-        if wish.step not in (None, _step_of(path)):
+        if wish.step not in (None, step_of(path, STEP)):
             raise NotMyKindError("another step was asked for")
         return path
-    steps = sorted(int(match[1]) for entry in path.iterdir() if (match := STEP.fullmatch(entry.name)))
+    saves = {step: entry for entry in sorted(path.iterdir()) if (step := step_of(entry, STEP)) is not None}
+    steps = sorted(saves)
     if wish.step is not None:
         if not steps:
             raise NotMyKindError("no global_stepN in it")
@@ -257,11 +243,12 @@ def _tag(path: Path, wish: Wish) -> Path:
             raise CheckpointError(
                 f"{path.name} has no global_step{wish.step}.",
                 expected=f"one of the steps {', '.join(map(str, steps))}",
+                remedy="Pass one that is there, or leave --step out.",
             )
-        return next(entry for entry in path.iterdir() if entry.name == f"global_step{wish.step}")
+        return saves[wish.step]
     if not (path / LATEST).is_file():
         if len(steps) == 1:
-            return path / f"global_step{steps[0]}"
+            return saves[steps[0]]
         if steps:
             raise CheckpointError(
                 f"{path.name} has several DeepSpeed checkpoints and no file {LATEST}: {', '.join(map(str, steps))}.",
@@ -271,7 +258,7 @@ def _tag(path: Path, wish: Wish) -> Path:
         raise NotMyKindError(f"no {LATEST}, no global_stepN and no model states in it")
     with (path / LATEST).open("rb") as file:
         tag = file.read(300).decode(errors="replace").strip()
-    if not _TAG.fullmatch(tag) or tag.startswith("."):
+    if not is_plain_name(tag):
         raise NotMyKindError(f"{LATEST} in it names no folder")
     if not (path / tag).is_dir():
         raise CheckpointIncompleteError(
@@ -285,11 +272,6 @@ def _tag(path: Path, wish: Wish) -> Path:
 def _with_latest(path: Path, folder: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
     latest = path / LATEST
     return (latest, *files) if folder != path and latest.is_file() else files
-
-
-def _step_of(folder: Path) -> int | None:
-    match = STEP.fullmatch(folder.name)
-    return int(match[1]) if match else None
 
 
 def _root(path: Path) -> dict[Any, Any]:
@@ -332,7 +314,7 @@ def _shapes(path: Path, root: dict[Any, Any]) -> list[dict[str, tuple[int, ...]]
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, tuple) and all(type(size) is int and 0 < size < 1 << 40 for size in shape)
+    return is_shape(shape) and 0 not in shape
 
 
 def _flat(path: Path, groups: Any) -> list[Stored]:
@@ -341,6 +323,14 @@ def _flat(path: Path, groups: Any) -> list[Stored]:
         if len(flat) == len(groups):
             return flat
     raise _broken(path, "the optimizer's states beside it have no flat fp32 groups")
+
+
+def _cut(found: str) -> CheckpointError:
+    return CheckpointError(
+        found,
+        expected="data parallel training: ZeRO 1, 2 or 3",
+        remedy="Save the adapter's state dict alone, best as .safetensors.",
+    )
 
 
 def _broken(path: Path, what: str) -> CheckpointError:

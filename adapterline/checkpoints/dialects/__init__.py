@@ -34,6 +34,8 @@ DIALECTS: tuple[Dialect, ...] = (
 #: What the keys of adapters have, of whatever type.
 _ADAPTER = re.compile(r"lora|hada_|lokr_|oft|ia3_|vera_|lycoris|\.diff$|dora_scale", re.IGNORECASE)
 
+_SAVE_PLAIN = "Save the adapter with PEFT's save_pretrained or diffusers' save_lora_weights."
+
 
 def dialect_named(name: str) -> Dialect:
     """The dialect of this name. KeyError if there is none."""
@@ -48,7 +50,11 @@ def identify(readable: Readable) -> tuple[Dialect, dict[str, Entry]]:
     any case where there is a PEFT configuration, since the refusal may be about that and not about the keys.
     """
     if not readable.tensors:
-        raise CheckpointError("The checkpoint has no tensors.", expected="an adapter")
+        raise CheckpointError(
+            "The checkpoint has no tensors.",
+            expected="an adapter",
+            remedy="Save it again; get_peft_model_state_dict finds nothing under a torch.compile wrapper.",
+        )
     matches: list[tuple[Dialect, dict[str, Entry]]] = []
     reasons: list[str] = []
     refusals: list[CheckpointError | ConversionError] = []
@@ -59,22 +65,34 @@ def identify(readable: Readable) -> tuple[Dialect, dict[str, Entry]]:
             reasons.append(f"{dialect.name}: {reason}")
         except (CheckpointError, ConversionError) as refusal:
             refusals.append(refusal)
+    if not matches and not readable.configs and _is_whole_model(readable, refusals):
+        raise _whole_model(readable)
     if refusals and (readable.configs or not matches):
         raise refusals[0]
     if len(matches) == 1:
         return matches[0]
     if matches:
         names = ", ".join(dialect.name for dialect, _ in matches)
-        raise CheckpointError(f"The keys can be read in more than one way: {names}.", expected="one")
-    first = min(readable.tensors)
-    if not any(_ADAPTER.search(key) for key in readable.tensors):
         raise CheckpointError(
-            f"No adapter is in there: none of its {len(readable.tensors)} tensors ({first!r}, ...) is LoRA's. It looks "
-            "like the weights of a whole model.",
-            expected="a LoRA adapter",
-            remedy="Name the file or the folder that the trainer saved the adapter to.",
+            f"The keys can be read in more than one way: {names}.", expected="one", remedy=_SAVE_PLAIN
         )
     raise CheckpointError(
-        f"The keys ({first!r}, ...) are of no known kind ({'; '.join(reasons)}).",
+        f"The keys ({min(readable.tensors)!r}, ...) are of no known kind ({'; '.join(reasons)}).",
         expected=f"keys as {' or '.join(dialect.name for dialect in DIALECTS)} writes them",
+        remedy=_SAVE_PLAIN,
+    )
+
+
+def _is_whole_model(readable: Readable, refusals: list[CheckpointError | ConversionError]) -> bool:
+    """Is no tensor an adapter's, by its name or by what a dialect says of it?"""
+    told = any(isinstance(refusal, ConversionError) for refusal in refusals)
+    return not told and not any(_ADAPTER.search(key) for key in readable.tensors)
+
+
+def _whole_model(readable: Readable) -> CheckpointError:
+    return CheckpointError(
+        f"No adapter is in there: none of its {len(readable.tensors)} tensors ({min(readable.tensors)!r}, ...) is "
+        "LoRA's. It looks like the weights of a whole model.",
+        expected="a LoRA adapter",
+        remedy="Name the file or the folder that the trainer saved the adapter to.",
     )

@@ -9,6 +9,7 @@ its alpha in a tensor of its own, and the scale is alpha / rank.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from adapterline.checkpoints.dialects.base import DENOISER, Entry
@@ -32,6 +33,7 @@ def is_flat(key: str) -> bool:
     return _PREFIX.match(key) is not None
 
 
+@functools.lru_cache(maxsize=1 << 15)  # a file's keys are gone through for each of its components
 def flat_entry(key: str) -> Entry | None:
     """Where the tensor belongs; None if its suffix is unknown."""
     match = _KEY.fullmatch(key)

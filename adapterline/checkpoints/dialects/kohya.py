@@ -2,7 +2,7 @@
 
     lora_unet_down_blocks_0_attentions_0_..._attn1_to_q.lora_down.weight / .lora_up.weight / .alpha
 
-LoRA, LoCon, LoRA-FA and DyLoRA write the same. A key without alpha means scale 1 to whoever loads it
+LoRA, LoCon, LoRA-FA and sd-scripts' own DyLoRA write the same. A key without alpha means scale 1 to whoever loads it
 (networks/lora.py: `alpha = dim if alpha is None`), and so it does here, unless the header says another alpha.
 
 With split_qkv (networks/lora_flux.py) each part of a fused layer is trained on its own, at alpha / rank. The file has
@@ -11,12 +11,12 @@ With split_qkv (networks/lora_flux.py) each part of a fused layer is trained on 
 
 from __future__ import annotations
 
-import json
-
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import Entry, Readable, ScaleRule, Stated, alpha_rule, collect
+from adapterline.checkpoints.dialects.dylora import is_dylora
 from adapterline.checkpoints.dialects.flat import flat_entry, is_flat
 from adapterline.checkpoints.scales import unit
+from adapterline.checkpoints.stated import json_of
 from adapterline.errors import CheckpointError
 
 #: What a layer of this dialect can have; anything else is LyCORIS's.
@@ -32,8 +32,8 @@ class Kohya:
         """See `Dialect.entries`."""
         if not any(map(is_flat, readable.tensors)):
             raise NotMyKindError("no key begins with lora_unet_, lora_te_ or the like")
-        if foreign := lycoris_key(readable):
-            raise NotMyKindError(f"{foreign!r} is LyCORIS's")
+        if mark := mark_of_lycoris(readable):
+            raise NotMyKindError(f"{mark} is LyCORIS's")
         return collect(readable, flat_entry)
 
     def scale_rule(self, readable: Readable, component: str | None) -> ScaleRule | None:
@@ -47,24 +47,20 @@ class Kohya:
         return None
 
 
-def lycoris_key(readable: Readable) -> str | None:
-    """A key that LyCORIS alone writes, if there is one."""
+def mark_of_lycoris(readable: Readable) -> str | None:
+    """What LyCORIS alone writes, if it is there: a key, or that it trained DyLoRA."""
     for key in sorted(readable.tensors):
         entry = flat_entry(key)
         if key.startswith("lycoris_") or (entry is not None and entry.part not in PARTS):
-            return key
-    return None
+            return repr(key)
+    return "DyLoRA, as the header says," if is_dylora(readable) else None
 
 
 def _is_split(readable: Readable) -> bool:
     """Was it trained with split_qkv? resize_lora.py decomposes the file as it is, and keeps the header."""
     if "resize" in readable.header.get("ss_training_comment", ""):
         return False
-    try:
-        arguments = json.loads(readable.header.get("ss_network_args", "{}"))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(arguments, dict) and arguments.get("split_qkv") == "True"
+    return json_of(readable.header.get("ss_network_args", "")).get("split_qkv") == "True"
 
 
 def _of_parts(rule: ScaleRule) -> ScaleRule:

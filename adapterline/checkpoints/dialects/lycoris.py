@@ -7,21 +7,18 @@
     lycoris_transformer_blocks_0_attn_to_q....         the LyCORIS wrapper on its own, as SimpleTuner uses it
 
 rsLoRA is in the alpha that is stored (`alpha * lora_dim / sqrt(lora_dim)`), so the scale is alpha / rank as ever.
+DyLoRA, which has sd-scripts' keys alone, is found by the header: see `dylora`.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from adapterline.checkpoints.containers.base import NotMyKindError
 from adapterline.checkpoints.dialects.base import Entry, Readable, ScaleRule, Stated, alpha_rule, collect
+from adapterline.checkpoints.dialects.dylora import ARGUMENTS_KEY, CONFIG_KEY, by_blocks, is_dylora
 from adapterline.checkpoints.dialects.flat import flat_entry, is_flat
-from adapterline.checkpoints.dialects.kohya import lycoris_key
+from adapterline.checkpoints.dialects.kohya import mark_of_lycoris
+from adapterline.checkpoints.stated import json_of
 from adapterline.errors import CheckpointError
-
-#: SimpleTuner writes the wrapper's configuration into the header.
-CONFIG_KEY = "lycoris_config"
 
 
 class Lycoris:
@@ -33,7 +30,7 @@ class Lycoris:
         """See `Dialect.entries`."""
         if not any(map(is_flat, readable.tensors)):
             raise NotMyKindError("no key begins with lora_unet_, lora_te_, lycoris_ or the like")
-        if lycoris_key(readable) is None:
+        if mark_of_lycoris(readable) is None:
             raise NotMyKindError("all keys are sd-scripts' own")
         return collect(readable, flat_entry)
 
@@ -41,6 +38,8 @@ class Lycoris:
         """See `Dialect.scale_rule`."""
         _check_multiplier(readable)
         rule = alpha_rule(readable, self.entries(readable), component, without=_only_whole)
+        if is_dylora(readable):
+            return by_blocks(readable, rule)
         if not _rank_stabilized(readable):
             return rule
 
@@ -72,24 +71,16 @@ def _only_whole(module: str, rank: int | None) -> float:
 
 
 def _rank_stabilized(readable: Readable) -> bool:
-    settings = (_settings(readable, name).get("rs_lora", "") for name in ("ss_network_args", CONFIG_KEY))
+    settings = (json_of(readable.header.get(name, "")).get("rs_lora", "") for name in (ARGUMENTS_KEY, CONFIG_KEY))
     return any(str(value).lower() in ("true", "1", "yes") for value in settings)
 
 
 def _check_multiplier(readable: Readable) -> None:
     """SimpleTuner's own model has the multiplier of its configuration; whoever loads the file has 1."""
-    multiplier = _settings(readable, CONFIG_KEY).get("multiplier", 1)
+    multiplier = json_of(readable.header.get(CONFIG_KEY, "")).get("multiplier", 1)
     if multiplier != 1:
         raise CheckpointError(
             f"The header's {CONFIG_KEY} says multiplier={str(multiplier)[:40]}: trained at that, it loads at 1.",
             expected="a multiplier of 1",
             remedy="Train it with a multiplier of 1, which SimpleTuner's default is.",
         )
-
-
-def _settings(readable: Readable, name: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(readable.header.get(name, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
