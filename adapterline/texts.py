@@ -34,14 +34,18 @@ def record_text(record: LineageRecord, base: str | None) -> str:
 
 
 def inspection_text(found: Inspection) -> str:
-    """What a checkpoint is."""
+    """What a checkpoint is. A dash stands for a rank or an alpha that the type does not have."""
+    from adapterline.inspection.components import ALPHA_UNKNOWN
+
+    keys = f"{found.dialect} keys" if found.dialect else "no keys"
+    no_alpha = "unknown" if ALPHA_UNKNOWN in found.warnings else "-"
     lines = [
-        f"{found.container}, {found.dialect} keys, written by {found.trainer or 'an unknown trainer'}",
+        f"{found.container}, {keys}, written by {found.trainer or 'an unknown trainer'}",
         f"family: {found.family or 'unknown'}" + (f" ({found.evidence[0]})" if found.evidence else ""),
     ]
     for name, c in found.components.items():
-        rank = "unknown" if c.rank is None else c.rank
-        alpha = "unknown" if c.alpha is None else c.alpha
+        rank = "-" if c.rank is None else c.rank
+        alpha = no_alpha if c.alpha is None else c.alpha
         lines.append(f"  {name}: {c.adapter_type}, rank {rank}, alpha {alpha}, {c.modules} modules, {c.dtype}")
     for each in found.embeddings:
         encoder = f" of {each.encoder}" if each.encoder else ""

@@ -128,12 +128,14 @@ def test_family_of_a_file_in_diffusers_form_is_guessed(base: BaseOf, tmp_path: P
 BLOCK = "transformer.transformer_blocks.0.attn"
 
 
-def test_names_that_several_families_have_are_not_guessed_from(tmp_path: Path) -> None:
+def test_names_that_several_families_have_are_guessed_from_and_it_is_said(tmp_path: Path) -> None:
     path = diffusers_file(pair(f"{BLOCK}.to_q") | pair(f"{BLOCK}.to_k"), tmp_path / "l.safetensors")
     found = inspect(path)
-    assert found.family is None
-    assert {"it may be Stable Diffusion 3 and 3.5", "it may be Qwen-Image"} <= set(found.evidence)
-    assert any("--base" in warning for warning in found.warnings)
+    assert found.family == "qwenimage"
+    (warning,) = found.warnings
+    assert "is a guess" in warning
+    assert "Stable Diffusion 3" in warning
+    assert "--base" in warning
 
 
 @pytest.mark.parametrize(("version", "family"), [("qwen_image", "qwenimage"), ("sd_3", "sd3")])
@@ -218,11 +220,15 @@ def test_roles_of_comfyui_are_told_as_the_pipelines_components(
 
 
 @pytest.mark.parametrize(
-    ("suffix", "kind", "reason"),
-    [("oft_blocks", "oft", "rotations"), ("on_input", "ia3", "IA3 rescales"), ("w_norm", "norm", "norm were trained")],
+    ("suffix", "kind", "rank", "alpha", "reason"),
+    [
+        ("oft_blocks", "oft", 4, 2, "rotations"),
+        ("on_input", "ia3", None, None, "IA3 rescales"),
+        ("w_norm", "norm", None, None, "norm were trained"),
+    ],
 )
 def test_type_that_cannot_be_exported_is_told_with_the_reason(
-    tmp_path: Path, suffix: str, kind: str, reason: str
+    tmp_path: Path, suffix: str, kind: str, rank: int | None, alpha: float | None, reason: str
 ) -> None:
     modules = [f"lora_unet_down_blocks_0_attentions_{n}_transformer_blocks_0_attn1_to_q" for n in (0, 1)]
     header = {"ss_network_module": "lycoris.kohya", "ss_base_model_version": "sd_v1"}
@@ -230,7 +236,7 @@ def test_type_that_cannot_be_exported_is_told_with_the_reason(
     assert (found.container, found.family, found.trainer) == ("safetensors", "sd15", "sd-scripts, lycoris")
     assert found.dialect == "lycoris"
     unet = found.components["unet"]
-    assert (unet.adapter_type, unet.rank, unet.alpha, unet.modules) == (kind, None, None, 2)
+    assert (unet.adapter_type, unet.rank, unet.alpha, unet.modules) == (kind, rank, alpha, 2)
     assert any("cannot be exported" in warning and reason in warning for warning in found.warnings)
 
 

@@ -17,19 +17,21 @@ writes `ss_sd_model_name` without the folders.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from adapterline.checkpoints.architectures import ANOTHER, NETWORK_MODULES, OF_WAN, architecture_of
-from adapterline.checkpoints.stated import card_base, hub_id, json_of, yaml_of
+from adapterline.checkpoints.stated import hub_id, json_of, named_in_card, yaml_of
 from adapterline.families import FAMILIES
 from adapterline.families.aliases import shipped_family, shipped_for
 from adapterline.values import Source
 
-_METADATA = "lora_adapter_metadata"
+_METADATA, _BASE = "lora_adapter_metadata", "base_model_name_or_path"
+_AI_TOOLKIT, _AI_TOOLKIT_MODEL = "config.yaml", ("config", "process", 0, "model")
+_SIMPLE_TUNER = "simpletuner_config.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def evidence_of(source: Source) -> tuple[Evidence, ...]:
     """Everything that the source says, what is nearest to the tensors first."""
     found = [*_in_configs(source), *_in_header(source)]
     for folder in folders_of(source):
-        found += _in_folder(folder)
+        found += in_folder(folder)
     if source.stated_base and all(each.model != source.stated_base for each in found):
         found.append(_named("the checkpoint", source.stated_base))
     return tuple(dict.fromkeys(found))
@@ -83,10 +85,39 @@ def contradiction(evidence: Iterable[Evidence]) -> tuple[Evidence, Evidence] | N
     return next(((one, other) for one, other in combinations(evidence, 2) if one.contradicts(other)), None)
 
 
+def bases_named(source: Source) -> Iterator[tuple[str, Any]]:
+    """(where, what the base is called there) in the configurations and the header: a Hub id, a path, or anything."""
+    for component, config in source.configs.items():
+        yield _config_name(component), config.get(_BASE)
+    yield from _bases_in_header(source.header)
+
+
+def bases_in_folder(folder: Path) -> Iterator[tuple[str, Any]]:
+    """The same of the files in a folder."""
+    yield _AI_TOOLKIT, _at(yaml_of(folder / _AI_TOOLKIT), *_AI_TOOLKIT_MODEL, "name_or_path")
+    settings = json_of(folder / _SIMPLE_TUNER)
+    for prefix in ("", "--"):
+        yield _SIMPLE_TUNER, settings.get(f"{prefix}pretrained_model_name_or_path")
+    yield "README.md", named_in_card(folder)
+
+
+def in_folder(folder: Path) -> Iterator[Evidence]:
+    """What the files of a folder say, whatever checkpoint they are about."""
+    yield from _hub_ids(bases_in_folder(folder))
+    yield from _architecture(_AI_TOOLKIT, _at(yaml_of(folder / _AI_TOOLKIT), *_AI_TOOLKIT_MODEL, "arch"))
+    settings = json_of(folder / _SIMPLE_TUNER)
+    for prefix in ("", "--"):
+        yield from _architecture(_SIMPLE_TUNER, settings.get(f"{prefix}model_family"))
+
+
+def _config_name(component: str) -> str:
+    return f"{component}/adapter_config.json" if component else "adapter_config.json"
+
+
 def _in_configs(source: Source) -> Iterator[Evidence]:
     for component, config in source.configs.items():
-        where = f"{component}/adapter_config.json" if component else "adapter_config.json"
-        if model := hub_id(config.get("base_model_name_or_path")):
+        where = _config_name(component)
+        if model := hub_id(config.get(_BASE)):
             yield _named(where, model)
         stated = _at(config, "auto_mapping", "base_model_class")
         having = [family.name for family in FAMILIES if any(stated in each.models for each in family.components)]
@@ -96,13 +127,7 @@ def _in_configs(source: Source) -> Iterator[Evidence]:
 
 def _in_header(source: Source) -> Iterator[Evidence]:
     header = source.header
-    for key, value in json_of(header.get(_METADATA, "")).items():
-        if key.rpartition(".")[2] == "base_model_name_or_path" and (model := hub_id(value)):
-            yield _named(f"the header's {_METADATA}", model)
-    if model := hub_id(json_of(header.get("ot_config", "")).get("base_model_name")):
-        yield _named("the header's ot_config", model)
-    if model := hub_id(header.get("ss_sd_model_name")):
-        yield _named("the header's ss_sd_model_name", model)
+    yield from _hub_ids(_bases_in_header(header))
     for key in ("ss_base_model_version", "modelspec.architecture"):
         yield from _architecture(f"the header's {key}", header.get(key))
     if header.get("ss_v2") == "True":
@@ -113,6 +138,14 @@ def _in_header(source: Source) -> Iterator[Evidence]:
         yield Evidence("the header's ss_network_module", module, families=families, family=families[0])
 
 
+def _bases_in_header(header: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for key, value in json_of(header.get(_METADATA, "")).items():
+        if key.rpartition(".")[2] == _BASE:
+            yield f"the header's {_METADATA}", value
+    yield "the header's ot_config", json_of(header.get("ot_config", "")).get("base_model_name")
+    yield "the header's ss_sd_model_name", header.get("ss_sd_model_name")
+
+
 def folders_of(source: Source) -> list[Path]:
     """Where files that are about the checkpoint can lie. Beside a single file may lie those of any other."""
     if source.path.is_dir():
@@ -120,18 +153,10 @@ def folders_of(source: Source) -> list[Path]:
     return [source.root] if source.configs and source.container == "peft-folder" else []
 
 
-def _in_folder(folder: Path) -> Iterator[Evidence]:
-    model = _at(yaml_of(folder / "config.yaml"), "config", "process", 0, "model")
-    if named := hub_id(_at(model, "name_or_path")):
-        yield _named("config.yaml", named)
-    yield from _architecture("config.yaml", _at(model, "arch"))
-    settings = json_of(folder / "simpletuner_config.json")
-    for prefix in ("", "--"):
-        if named := hub_id(settings.get(f"{prefix}pretrained_model_name_or_path")):
-            yield _named("simpletuner_config.json", named)
-        yield from _architecture("simpletuner_config.json", settings.get(f"{prefix}model_family"))
-    if named := card_base(folder):
-        yield _named("README.md", named)
+def _hub_ids(named: Iterable[tuple[str, Any]]) -> Iterator[Evidence]:
+    for where, name in named:
+        if model := hub_id(name):
+            yield _named(where, model)
 
 
 def _at(value: Any, *path: str | int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adapterline.errors import CheckpointError
@@ -92,15 +92,21 @@ def alpha_over_rank(config: Config, where: str, *, alpha: str = "alpha", power: 
 
 
 def unit_of_rank(config: Config, where: str) -> ScaleRule:
-    """1 for every layer, whose rank is the configuration's `r`, with `rank_pattern`."""
-    ranks, rank_of = _patterns(config, "rank_pattern", where), number(config, "r", where)
+    """1 for every layer, whose rank is the stated one."""
+    stated = stated_rank(config, where)
 
     def rule(module: str, rank: int | None) -> float:
         if rank is not None:
-            check_rank(module, rank, _matching(ranks, module, rank_of), where)
+            check_rank(module, rank, stated(module), where)
         return 1.0
 
     return rule
+
+
+def stated_rank(config: Config, where: str) -> Callable[[str], float]:
+    """The rank that a configuration states for a module: `r`, with `rank_pattern`."""
+    ranks, rank_of = _patterns(config, "rank_pattern", where), number(config, "r", where)
+    return lambda module: _matching(ranks, module, rank_of)
 
 
 def check_rank(module: str, rank: int, stated: float, where: str) -> None:

@@ -34,8 +34,13 @@ def hub_id(value: Any) -> str | None:
 
 def card_base(folder: Path) -> str | None:
     """The `base_model` of a model card in the folder, if it is a Hub id."""
+    return hub_id(named_in_card(folder))
+
+
+def named_in_card(folder: Path) -> Any:
+    """The `base_model` of a model card in the folder, whatever it is; the first of several."""
     base = card_of(folder).get("base_model")
-    return hub_id(base[0] if isinstance(base, list) and base else base)
+    return base[0] if isinstance(base, list) and base else base
 
 
 def card_of(folder: Path) -> dict[str, Any]:

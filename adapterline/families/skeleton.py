@@ -92,7 +92,7 @@ def targets(base: Base, component: str) -> dict[str, Target]:
     if key not in _TARGETS:
         if len(_TARGETS) >= 64:
             _TARGETS.clear()
-        _TARGETS[key] = _targets_of(build_model(base.models[component]))
+        _TARGETS[key] = targets_of(build_model(base.models[component]))
     return _TARGETS[key]
 
 
@@ -100,7 +100,8 @@ def targets(base: Base, component: str) -> dict[str, Target]:
 _TARGETS: dict[tuple[str, str], dict[str, Target]] = {}
 
 
-def _targets_of(model: Any) -> dict[str, Target]:
+def targets_of(model: Any) -> dict[str, Target]:
+    """The same of a skeleton."""
     import torch
 
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
