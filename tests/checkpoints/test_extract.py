@@ -298,7 +298,9 @@ def test_state_dict_without_alpha_is_refused_until_it_is_given(base: BaseOf, tmp
 def test_alpha_that_contradicts_the_checkpoint_is_refused(base: BaseOf, tmp_path: Path) -> None:
     adapter = peft_adapter(base("sd15"), "unet", tmp_path / "peft", 4, 6, UNET)
     assert scales(extracted(adapter.folder, base("sd15"), alpha=6)) == {"unet": {1.5}}
-    assert "Leave --alpha out" in refused(adapter.folder, base("sd15"), UsageError, alpha=8)
+    for alpha in (8, 4, 6 * (1 + 5e-9), 6 * (1 - 5e-9)):
+        assert "Leave --alpha out" in refused(adapter.folder, base("sd15"), UsageError, alpha=alpha)
+    extracted(adapter.folder, base("sd15"), alpha=6 * (1 + 1e-15))
     config = str(adapter.folder / "adapter_config.json")
     assert "--adapter-config" in refused(adapter.folder, base("sd15"), UsageError, adapter_config=config)
 
@@ -307,6 +309,20 @@ def test_diffusers_file_without_metadata_has_scale_one_unless_alpha_is_given(bas
     path = saved(layer(base("sd15"), "unet") | layer(base("sd15"), "text_encoder", rank=2), tmp_path / "l.safetensors")
     assert scales(extracted(path, base("sd15"))) == {"unet": {1.0}, "text_encoder": {1.0}}
     assert scales(extracted(path, base("sd15"), alpha=8)) == {"unet": {2.0}, "text_encoder": {4.0}}
+
+
+def test_alpha_tensors_are_not_overridden(base: BaseOf, tmp_path: Path) -> None:
+    tensors = {
+        f"lora_unet_{key.removeprefix('unet.').rpartition('.lora_')[0].replace('.', '_')}.{part}": tensor
+        for (key, tensor), part in zip(
+            sorted(layer(base("sd15"), "unet").items()), ("lora_down.weight", "lora_up.weight"), strict=True
+        )
+    }
+    stem = next(iter(tensors)).partition(".")[0]
+    path = saved(tensors | {f"{stem}.alpha": torch.tensor(8.0)}, tmp_path / "l.safetensors")
+    assert scales(extracted(path, base("sd15"))) == {"unet": {2.0}}
+    assert scales(extracted(path, base("sd15"), alpha=8)) == {"unet": {2.0}}
+    assert "the checkpoint says 2" in refused(path, base("sd15"), UsageError, alpha=4)
 
 
 def test_diffusers_metadata_is_read_and_not_overridden(base: BaseOf, tmp_path: Path) -> None:

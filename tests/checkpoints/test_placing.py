@@ -154,6 +154,16 @@ def test_kernel_that_was_stored_flat_gets_its_shape(bases: Bases) -> None:
         assert torch.equal(weight(found).flatten(1), weight(delta))
 
 
+def test_flat_factors_that_no_kernel_fits_keep_their_effect(bases: Bases) -> None:
+    """LoKr's left factor has as many inputs as divide the channels; of these nine it cannot have been."""
+    base = bases.base("sd15")
+    out, width, *kernel = targets(base, "unet")[KERNEL].shape
+    flat = width * kernel[0] * kernel[1]
+    assert width % 9
+    delta = Kronecker(torch.rand(2, 9), torch.rand(2, 2), torch.rand(2, flat // 9), torch.rand(out // 2, 2), 0.5)
+    assert torch.equal(weight(place_one(base, "unet", KERNEL, delta)), weight(delta))
+
+
 @pytest.mark.parametrize("kernel", [(), (1, 1)])
 def test_one_by_one_convolutions_and_linear_layers_are_the_same(bases: Bases, kernel: tuple[int, ...]) -> None:
     for family in ("sd15", "sdxl"):
@@ -198,6 +208,33 @@ def test_part_of_a_fused_layer_that_was_not_trained_gets_nothing(bases: Bases) -
     assert set(placed) == {"transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v"}
 
 
+def test_fused_layer_of_zeros_is_all_its_parts(bases: Bases) -> None:
+    whole = lora(96, 32)
+    whole.b.zero_()
+    placed = place({"double_blocks.0.img_attn.qkv": whole}, bases.base("flux"), "transformer")
+    assert set(placed) == {f"transformer_blocks.0.attn.to_{x}" for x in "qkv"}
+
+
+def test_parts_of_a_fused_layer_get_their_own_magnitude_and_bias(bases: Bases) -> None:
+    """Also where B is a diagonal of the parts' own, of which each takes the columns that are not zero."""
+    modules = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
+    magnitude, bias = torch.rand(96) + 0.5, torch.rand(96)
+    for b in (torch.rand(96, 3), torch.block_diag(*torch.rand(3, 32, 1))):
+        whole = LowRank(torch.rand(3, 32), b, 0.5, magnitude.reshape(96, 1), bias)
+        placed = place({"double_blocks.0.img_attn.qkv": whole}, bases.base("flux"), "transformer")
+        magnitudes, biases = zip(*((placed[module].magnitude, placed[module].bias) for module in modules), strict=True)
+        assert torch.equal(torch.cat(magnitudes), magnitude)
+        assert torch.equal(torch.cat(biases), bias)
+        assert torch.equal(torch.cat([weight(placed[module]) for module in modules]), weight(whole))
+        assert {placed[module].needed_rank for module in modules} == {int(b[:32].any(dim=0).sum())}
+
+
+def test_modules_come_in_the_order_of_their_names(bases: Bases) -> None:
+    layers = {f"transformer_blocks.0.attn.to_{x}": linear((32, 32)) for x in "vkq"}
+    placed = place({**layers, "double_blocks.0.txt_attn.qkv": lora(96, 32)}, bases.base("flux"), "transformer")
+    assert list(placed) == sorted(placed)
+
+
 def test_halves_that_diffusers_swapped_are_swapped(bases: Bases) -> None:
     base = bases.base("flux")
     whole = lora(64, 32)
@@ -230,6 +267,23 @@ def test_kernel_of_a_depthwise_convolution_sees_its_own_channel(bases: Bases) ->
             assert torch.allclose(found[channel, channel], own.weight[channel, 0].double())
             found[channel, channel] = 0
         assert not found.any()
+
+
+def test_kernel_of_a_depthwise_convolution_keeps_its_scale_and_bias(bases: Bases) -> None:
+    base = bases.base("sana")
+    channels = targets(base, "transformer")[DEPTHWISE].shape[0]
+    own = replace(linear((channels, 1, 3, 3)), scale=0.5, bias=torch.rand(channels))
+    placed = place_one(base, "transformer", DEPTHWISE, own)
+    assert placed.scale == 0.5
+    assert placed.bias is own.bias
+    found = weight(placed)[range(channels), range(channels)]
+    assert torch.allclose(found, own.weight[:, 0].double() * 0.5)
+
+
+def test_what_peft_trained_on_a_depthwise_convolution_stays_as_it_is(bases: Bases) -> None:
+    channels = targets(bases.base("sana"), "transformer")[DEPTHWISE].shape[0]
+    own = LowRank(torch.rand(channels, channels, 3, 3), torch.rand(channels, 1, 1, 1), 0.5, groups=channels)
+    assert place_one(bases.base("sana"), "transformer", DEPTHWISE, own) is own
 
 
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups:UserWarning")
@@ -298,6 +352,14 @@ def test_dora_on_a_grouped_convolution_is_refused_unless_each_output_has_a_magni
     monkeypatch.setattr("adapterline.checkpoints.placing.layers_for", lambda base, component, inputs: (two, None))
     with pytest.raises(ConversionError, match="in a group of its own"):
         place({DEPTHWISE: replace(lora(channels, 2, 3, 3), magnitude=torch.ones(channels))}, base, "transformer")
+    with pytest.raises(FamilyError, match="is for \\[2, "):
+        place({DEPTHWISE: lora(2, 2, 3, 3)}, base, "transformer")
+
+
+def test_kernel_in_another_order_is_refused(bases: Bases) -> None:
+    out, width, *kernel = targets(bases.base("sd15"), "unet")[KERNEL].shape
+    with pytest.raises(FamilyError, match="conv1 is"):
+        place({KERNEL: linear((out, *kernel, width))}, bases.base("sd15"), "unet")
 
 
 @pytest.mark.parametrize("shape", [(33, 32), (32, 31), (32, 32, 3, 3), (64, 32), (16, 64)])

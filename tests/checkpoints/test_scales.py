@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from adapterline.checkpoints.scales import from_alpha, from_peft_config, unit
+from adapterline.checkpoints.scales import from_alpha, from_peft_config, unit, unit_of_rank, whole_number
 from adapterline.errors import CheckpointError
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
@@ -107,6 +107,51 @@ def test_alpha_and_unit_are_what_they_say() -> None:
     assert unit("q", 8) == 1.0
 
 
+def test_alpha_of_a_layer_without_a_rank_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="Nothing tells the rank of q"):
+        from_alpha(16)("q", None)
+
+
+def test_pattern_of_the_rank_divides_alpha() -> None:
+    rule = from_peft_config(PLAIN | {"rank_pattern": {"q": 2}}, "x")
+    assert (rule("q", 2), rule("k", 8)) == (8.0, 2.0)
+    assert (rule("q", None), rule("k", None)) == (8.0, 2.0)
+    root = from_peft_config(PLAIN | {"rank_pattern": {"q": 4}, "use_rslora": True}, "x")
+    assert root("q", 4) == 8.0
+
+
+def test_first_pattern_that_fits_counts() -> None:
+    rule = from_peft_config(PLAIN | {"alpha_pattern": {"blocks.1.to_q": 4, "to_q": 32, "to_q|to_k": 64}}, "x")
+    assert [rule(f"blocks.{module}", 8) for module in ("1.to_q", "2.to_q", "2.to_k")] == [0.5, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("module", ["to_q_proj", "to_q.inner", "into_q", "to_k2", "blocks.to_k.0"])
+def test_pattern_is_the_end_of_a_name_at_a_dot(module: str) -> None:
+    rule = from_peft_config(PLAIN | {"alpha_pattern": {"to_q|to_k": 4}}, "x")
+    assert rule(module, 8) == 2.0
+    assert rule("blocks.0.to_q", 8) == rule("to_k", 8) == 0.5
+
+
+def test_scale_of_one_has_the_ranks_that_are_stated() -> None:
+    rule = unit_of_rank({"r": 8, "rank_pattern": {"q": 2}}, "x")
+    assert [rule("q", 2), rule("k", 8), rule("k", None)] == [1.0, 1.0, 1.0]
+    for module, rank, said in (("q", 8, 2), ("k", 2, 8)):
+        with pytest.raises(CheckpointError, match=f"has rank {rank} in the file, and x says {said}"):
+            rule(module, rank)
+
+
+@pytest.mark.parametrize("value", [1, 2**63 - 1])
+def test_whole_number_is_one(value: int) -> None:
+    assert whole_number({"n": value}, "n", "x", least=1) == value
+    assert whole_number({"n": value - 1}, "n", "x") == value - 1
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "1", None, 2**63, math.nan])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"no whole number n, .* at least 1"):
+        whole_number({"n": value}, "n", "x", least=1)
+
+
 def test_rank_of_the_file_and_of_the_configuration_are_the_same_or_refused() -> None:
     with pytest.raises(CheckpointError, match=r"q has rank 4 .* says 8"):
         from_peft_config(PLAIN, "x")("q", 4)
@@ -168,6 +213,42 @@ def test_setting_that_may_change_the_effect_is_refused_by_name(setting: str, val
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("task_type", "FEATURE_EXTRACTION"),
+        ("auto_mapping", {"base_model_class": "UNet2DConditionModel"}),
+        ("base_model_name_or_path", "org/base"),
+        ("revision", "main"),
+        ("exclude_modules", ["conv_in"]),
+        ("layers_pattern", "blocks"),
+        ("layers_to_transform", [1, 2]),
+        ("inference_mode", True),
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("eva_config", {"rho": 2.0}),
+        ("lora_dropout", 0.1),
+        ("runtime_config", {"ephemeral_gpu_offload": True}),
+        ("megatron_core", "megatron.core"),
+        ("qalora_group_size", 32),
+    ],
+)
+def test_setting_that_changes_no_effect_or_is_read_elsewhere_is_taken(setting: str, value: Any) -> None:
+    assert from_peft_config(PLAIN | {setting: value}, "x")("q", 8) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("bias", "all", "biases of the base itself were trained"),
+        ("modules_to_save", ["conv_in"], "they were trained whole"),
+    ],
+)
+def test_setting_that_trains_the_base_is_refused_with_the_reason(setting: str, value: Any, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        from_peft_config(PLAIN | {setting: value}, "x")
+
+
 @pytest.mark.parametrize("kind", ["LOHA", "LOKR", "ADALORA", "OFT", None, 3, "x" * 5000])
 def test_other_type_is_refused_by_name(kind: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -198,6 +279,11 @@ def test_rank_or_alpha_that_is_no_number_is_refused(name: str, value: Any) -> No
 def test_pattern_that_is_none_is_refused_before_it_is_used(name: str, patterns: Any) -> None:
     with pytest.raises(CheckpointError, match=name):
         from_peft_config(PLAIN | {name: patterns}, "x")
+
+
+@pytest.mark.parametrize("pattern", [r".*\.\d+\..*to_q", "a*b*c*", "a" * 300])
+def test_a_pattern_of_three_repetitions_is_read(pattern: str) -> None:
+    assert from_peft_config(PLAIN | {"alpha_pattern": {pattern: 4}}, "x")("q", 8) == 2.0
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", ".*.*.*.*x", "a" * 301])

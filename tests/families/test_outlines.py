@@ -22,7 +22,7 @@ def rows() -> tuple[dict[str, Any], ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated")  # FIBO of Bria asks for it
+@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated")  # Chroma takes it from there
 def test_file_is_what_the_installed_models_make() -> None:
     assert FILE.read_bytes() == outlines_bytes()
 

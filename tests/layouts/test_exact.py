@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapterline.deltas import Delta, Full, Hadamard, Kronecker, LowRank, Rows, smallest_error
+from adapterline.deltas import Delta, Full, GroupedKernel, Hadamard, Kronecker, LowRank, Rows, Ungrouped, smallest_error
 from adapterline.errors import ConversionError
 from adapterline.families import family_named
 from adapterline.layouts.exact import as_written
@@ -78,10 +78,48 @@ def test_no_more_rank_is_taken_than_a_matrix_can_have() -> None:
 
 def test_rank_above_the_limit_is_refused_with_the_rank_that_would_do() -> None:
     with pytest.raises(ConversionError) as caught:
-        lowered(lora(9), loha(3), full(), max_rank=8)
-    assert "2 layers of unet need a rank of up to 12" in str(caught.value)
+        lowered(lora(9), loha(3), full(), lokr(), max_rank=8)
+    assert "2 layers of unet need a rank of up to 12 to be LoRA exactly (layer2: full difference)" in str(caught.value)
     assert "--max-rank 12" in str(caught.value)
     assert lowered(lora(9), loha(3), full(), max_rank=12)[0]["layer2"].rank == 12
+
+
+def test_rank_at_the_limit_is_exact_and_one_above_it_is_refused() -> None:
+    assert lowered(loha(3), max_rank=9)[0]["layer0"].rank == 9
+    with pytest.raises(ConversionError, match=r"1 layers .* up to 9"):
+        lowered(loha(3), max_rank=8)
+
+
+def test_whoever_asks_for_an_approximation_is_not_refused_a_rank() -> None:
+    layers, _ = lowered(full(), loha(3), max_rank=1, approximate=9)
+    assert {layer.rank for layer in layers.values()} == {9}
+
+
+@pytest.mark.parametrize("make", [lambda: lora(4), lambda: loha(2), lokr])
+def test_approximation_leaves_a_layer_of_just_that_rank_exact(make: Callable[[], Delta]) -> None:
+    delta = make()
+    layers, transforms = lowered(delta, approximate=4)
+    exact = delta.low_rank()
+    assert torch.equal(layers["layer0"].a, exact.a)
+    assert torch.equal(layers["layer0"].b, exact.b)
+    assert "approximate" not in {transform.kind for transform in transforms}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GroupedKernel(random(4, 1, 3, 3), 0.5, 4),
+        lambda: Ungrouped(LowRank(random(2, 4, 3, 3), random(4, 2, 1, 1), 0.5), 4),
+        lambda: LowRank(random(4, 4, 3, 3), random(4, 1, 1, 1), 0.5, groups=4),
+    ],
+)
+def test_approximation_leaves_a_grouped_convolution_exact(make: Callable[[], Delta]) -> None:
+    """Its B has a block for each group, which a singular value decomposition would fill."""
+    delta = make()
+    layers, transforms = lowered(delta, full(), approximate=1)
+    assert layers["layer0"].groups == 4
+    assert torch.allclose(dense(layers["layer0"]), dense(delta), rtol=1e-5, atol=1e-6)
+    assert [t.modules for t in transforms if t.kind == "approximate"] == [("layer1",)]  # type: ignore[attr-defined]
 
 
 def test_approximation_is_the_best_of_its_rank_and_says_its_error() -> None:
@@ -91,6 +129,7 @@ def test_approximation_is_the_best_of_its_rank_and_says_its_error() -> None:
     assert layers["layer0"].rank == 4
     assert error == pytest.approx(smallest_error(delta, 4), rel=1e-5)
     assert transform.errors == {"layer0": float(f"{error:.1e}")}  # type: ignore[attr-defined]
+    assert transform.modules == ("layer0",)  # type: ignore[attr-defined]
     assert layers["layer1"].rank == 2, "what is within the rank is exact"
 
 
@@ -106,6 +145,23 @@ def test_transforms_say_which_layers_were_rewritten() -> None:
     _, transforms = lowered(lora(), loha(2), full())
     assert {(t.kind, t.modules) for t in transforms} == {("to-lora", ("layer1",)), ("to-lora", ("layer2",))}  # type: ignore[attr-defined]
     assert any("LoHa" in t.detail and "rank 4" in t.detail for t in transforms)  # type: ignore[attr-defined]
+
+
+def test_transform_of_all_layers_names_none_and_says_the_highest_rank() -> None:
+    _, (transform,) = lowered(loha(2), loha(3))
+    assert (transform.kind, transform.component, transform.modules) == ("to-lora", "unet", ())  # type: ignore[attr-defined]
+    assert "of rank 9 at most" in transform.detail  # type: ignore[attr-defined]
+
+
+def test_rows_of_a_fused_layer_are_called_what_the_layer_is() -> None:
+    _, (transform,) = lowered(Rows(lokr(), ((8, 16), (0, 4))))
+    assert transform.detail.startswith("LoKr written as")  # type: ignore[attr-defined]
+
+
+def test_layer_without_a_bias_gets_zeros_where_others_have_one() -> None:
+    layers, _ = lowered(Full(random(16, 12), 1.0, bias=random(16)), lora())
+    assert torch.equal(layers["layer0"].bias, random(16))  # type: ignore[arg-type]
+    assert torch.equal(layers["layer1"].bias, torch.zeros(16))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from adapterline.errors import ConversionError
 from adapterline.families.base import read_base
 from adapterline.families.skeleton import targets
 from adapterline.layouts import convert
-from adapterline.layouts.scale import fold, keep, torch_dtype
+from adapterline.layouts.scale import Fold, fold, keep, torch_dtype
 from adapterline.validation import tolerances
 from adapterline.values import Adapter, ExportOptions, Plan
 
@@ -216,3 +217,88 @@ def test_the_power_of_two_goes_where_it_costs_no_bit() -> None:
 def test_a_scale_that_no_float32_can_take_is_refused() -> None:
     with pytest.raises(ConversionError, match="out of the range of float32"):
         fold(delta(1e300), None)
+
+
+# --- single numbers, in float16: the smallest normal one is 2**-14, the smallest of all 2**-24 ------------------------
+
+
+def halves(a: list[float], b: list[float], scale: float) -> LowRank:
+    """Rank 1, and every number is one of float16."""
+    layer = LowRank(torch.tensor([a]).half(), torch.tensor(b)[:, None].half(), scale)
+    assert layer.a.flatten().tolist() == a
+    assert layer.b.flatten().tolist() == b
+    return layer
+
+
+def test_scale_one_leaves_what_is_subnormal_already() -> None:
+    layer = halves([1.0], [2.0**-17], 1.0)
+    assert fold(layer, None) == Fold(0, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "scale", "shift"),
+    [
+        ([1.0], [40000.0], 2.0**4, 4),  # B would overflow
+        ([40000.0], [1.0], 2.0**4, 0),  # A would overflow
+        ([1.0], [2.0**-14], 2.0**-4, -4),  # B would sink
+        ([2.0**-14], [1.0], 2.0**-4, 0),  # A would sink
+        ([2.0**-12], [2.0**-12], 2.0**-4, -2),  # each can take half of it
+        ([2.0**-14] * 3, [1.0, 2.0**-14], 2.0**-4, 0),  # one sinks with B, three with A
+        ([1.0, 2.0**-14], [2.0**-14] * 3, 2.0**-4, -4),  # and the other way round
+        ([1.0], [1.0, 2.0**-17], 4.0, 0),  # what is subnormal already costs no bit more
+        ([1.0], [1.0, 0.0], 2.0**-4, 0),  # nor does a zero
+    ],
+)
+def test_the_power_of_two_is_split_where_the_fewest_numbers_leave_the_normal_range(
+    a: list[float], b: list[float], scale: float, shift: int
+) -> None:
+    layer = halves(a, b, scale)
+    assert fold(layer, None) == Fold(shift, 1.0, None)
+    assert relative_error(folded(layer), layer) == 0.0
+
+
+def test_a_moves_no_further_than_it_helps() -> None:
+    # 1e-12 is lost in float16 whatever is done.
+    layer = LowRank(torch.ones(1, 4), torch.tensor([[1.0], [1e-12]]), 2.0**-4)
+    assert fold(layer, "F16") == Fold(0, 1.0, "F16")
+
+
+def test_factor_that_sinks_as_a_whole_is_promoted_though_no_bit_is_lost() -> None:
+    # A processor may flush subnormal numbers to zero.
+    assert fold(halves([2.0**-13], [2.0**-13], 2.0**-10), None) == Fold(0, 1.0, "F32", promoted=True)
+    low = LowRank(torch.ones(1, 4), torch.full((4, 1), 2.0**-17), 2.5)
+    assert keep(low, "F16") == Fold(0, 2.5, "F32", promoted=True)
+    high = LowRank(torch.full((1, 4), 2.0**-17), torch.ones(4, 1), 2.5)
+    assert keep(high, "F16") == Fold(0, 2.5, "F32", promoted=True)
+
+
+def test_bias_that_overflows_or_sinks_is_promoted() -> None:
+    layer = halves([1.0], [1.0], 2.0)
+    assert fold(replace(layer, bias=torch.tensor([40000.0]).half()), None).promoted
+    assert fold(replace(layer, scale=0.5, bias=torch.tensor([2.0**-14]).half()), None).promoted
+    assert not fold(replace(layer, scale=0.5, bias=torch.tensor([0.0]).half()), None).promoted
+    assert not fold(replace(layer, scale=0.5, bias=torch.tensor([2.0**-13]).half()), None).promoted
+
+
+def test_what_is_not_finite_already_is_not_blamed_on_the_scale() -> None:
+    """Whoever proves the file finds it."""
+    layer = halves([1.0], [1.0, 1.0], 2.0)
+    assert fold(replace(layer, b=layer.b * torch.inf), None) == Fold(0, 1.0, "F32", promoted=True)
+
+
+def test_promoted_factors_keep_a() -> None:
+    layer = LowRank(torch.full((1, 4), 2.0**-10).half(), torch.full((4, 1), 2.0**-14).half(), 2.0**-12 / 3)
+    done = fold(layer, None)
+    assert done == Fold(0, 1.0, "F32", promoted=True)
+    assert torch.equal(folded(layer).a, layer.a.float())
+
+
+def test_kept_scale_is_promoted_by_the_limit_of_the_cast() -> None:
+    """Most numbers of B lie 0.4 of a step beside the next one, in the middle of the subnormal range."""
+    b = torch.full((10000, 1), 100.4 * 2.0**-24)
+    b[0] = 2.0**-14
+    layer = LowRank(torch.ones(1, 8), b, 2.5)
+    error = relative_error(layer.stored(0, 2.5, torch.float16), layer)
+    assert tolerances.CAST["F16"] < error < 10 * tolerances.CAST["F16"]
+    assert keep(layer, "F16") == Fold(0, 2.5, "F32", promoted=True)
+    assert keep(replace(layer, b=torch.full((10000, 1), 2.0**-14)), "F16") == Fold(0, 2.5, "F16")
