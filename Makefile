@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-full fuzz compatibility lint format types bench clean
+.PHONY: install demo test test-full fuzz compatibility mutants lint format types bench clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ fuzz: install
 
 compatibility: install
 	$(BIN)/python -W ignore -m tests.compatibility
+
+mutants: install
+	$(BIN)/python -W ignore -m tests.mutants
 
 lint: install
 	$(BIN)/ruff check .

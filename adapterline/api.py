@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from adapterline.checkpoints import fetch, load_checkpoint
-from adapterline.errors import AdapterlineError, CheckpointError, MachineError
+from adapterline.errors import AdapterlineError, MachineError
 from adapterline.inspection import Inspection, inspect
-from adapterline.values import WEIGHT_NAME, ExportOptions, LineageRecord, TrainingRun, ValidationReport
+from adapterline.values import ExportOptions, LineageRecord, TrainingRun, ValidationReport
 
 __all__ = ["Inspection", "export", "inspect", "validate"]
 
@@ -60,25 +60,11 @@ def validate(
     options = options or ExportOptions()
     with tempfile.TemporaryDirectory(prefix="adapterline-") as folder:
         work = Path(folder)
-        path = _weights_in(fetch(file, work / "file"))
+        path = fetch(file, work / "file")
         source = load_checkpoint(against, options, work / "against") if against else None
         if source:
             check_base(base, source)
         return validate_file(path, open_base(base, work / "base"), source, options)
-
-
-def _weights_in(path: Path) -> Path:
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist.", expected="a safetensors file, or a folder with one")
-    if path.is_file():
-        return path
-    found = [path / WEIGHT_NAME] if (path / WEIGHT_NAME).is_file() else sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise CheckpointError(
-            f"{path.name} has {len(found)} safetensors files ({names}).", expected=f"one, or {WEIGHT_NAME}"
-        )
-    return found[0]
 
 
 def _is_about_the_api(error: BaseException | None) -> bool:

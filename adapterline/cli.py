@@ -81,6 +81,13 @@ def export(
     max_rank: MaxRank = None,
     approximate: Approximate = None,
     keep_form: Annotated[bool, Parameter(negative="")] = False,
+    render: Annotated[list[str] | None, Parameter(negative="")] = None,
+    render_seed: int | None = None,
+    render_steps: int | None = None,
+    render_width: int | None = None,
+    render_height: int | None = None,
+    render_frames: int | None = None,
+    render_guidance: float | None = None,
     base_model: str | None = None,
     run_id: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -106,6 +113,21 @@ def export(
         portable: fold the scale into the factors; header: leave them alone and say it in the header.
     keep_form
         Write LoKr as LoKr, for FLUX.2 and Z-Image, whose loaders take it.
+    render
+        A prompt to render with the base and with the adapter, as often as needed. The base needs its weights: a folder
+        that has them, or a Hub id.
+    render_seed
+        Of the noise, the same for both. Default: 0.
+    render_steps
+        Denoising steps. Default, as of the four below: the pipeline's own.
+    render_width
+        Pixels.
+    render_height
+        Pixels.
+    render_frames
+        Of a video.
+    render_guidance
+        The pipeline's guidance_scale.
     base_model
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
@@ -129,6 +151,13 @@ def export(
         max_rank=max_rank,
         approximate=approximate,
         keep_form=keep_form,
+        render=tuple(render) if render else None,
+        render_seed=render_seed,
+        render_steps=render_steps,
+        render_width=render_width,
+        render_height=render_height,
+        render_frames=render_frames,
+        render_guidance=render_guidance,
     )
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(
@@ -242,7 +271,8 @@ def _made(kind: type[Made], **given: Any) -> Made:
         return kind(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).removesuffix('s').replace('_', '-')}"
+        field = str(first["loc"][0])
+        option = f"--{field.replace('_', '-')}" if field != "layouts" else "--layout"
         raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
 
 

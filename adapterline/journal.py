@@ -11,7 +11,17 @@ from typing import Any, Literal
 
 from adapterline.errors import AdapterlineError, RefusedError, UsageError, ValidationFailedError
 from adapterline.lineage.records import NO_KEY
-from adapterline.values import ExportOptions, FlowRun, LineageRecord, Manifest, Publication, TrainingRun
+from adapterline.values import (
+    ExportOptions,
+    FlowRun,
+    Gallery,
+    LineageRecord,
+    Manifest,
+    Publication,
+    RenderedImage,
+    TrainingRun,
+    ValidationReport,
+)
 
 Outcome = Literal["exported", "already-exported", "validated", "refused", "failed"]
 
@@ -29,6 +39,8 @@ class Journal:
     flow_run_name: str | None = None
     key: str = NO_KEY
     manifest: Manifest | None = None
+    report: ValidationReport | None = None
+    images: tuple[RenderedImage, ...] = ()
     publications: list[Publication] = field(default_factory=list)
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -37,6 +49,10 @@ class Journal:
         """Notes the name that was decided, and gives it."""
         self.name = name
         return name
+
+    def proven(self, report: ValidationReport, gallery: Gallery | None) -> None:
+        """Notes the proof, and what was rendered."""
+        self.report, self.images = report, gallery.images if gallery else ()
 
     def exported(self) -> LineageRecord:
         """The record of an export that is published."""
@@ -72,7 +88,7 @@ class Journal:
             error=str(error),
             error_type=type(error).__name__,
             exit_code=error.exit_code if isinstance(error, AdapterlineError) else 1,
-            report=error.report if isinstance(error, ValidationFailedError) else None,
+            report=error.report if isinstance(error, ValidationFailedError) else self._more_than_manifest(),
         )
 
     def _record(self, outcome: Outcome, **more: Any) -> LineageRecord:
@@ -90,5 +106,11 @@ class Journal:
             "flow_run": FlowRun(id=self.flow_run_id, name=self.flow_run_name or "") if self.flow_run_id else None,
             "manifest": self.manifest,
             "publications": tuple(self.publications),
+            "report": self._more_than_manifest(),
+            "images": self.images,
         }
         return LineageRecord(**(fields | more))
+
+    def _more_than_manifest(self) -> ValidationReport | None:
+        """The report, where it has what no manifest may say: what hangs on weights, and on the machine."""
+        return self.report if self.report and self.report != self.report.of_every_machine() else None

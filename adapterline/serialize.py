@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from adapterline.errors import CheckpointError, ConversionError, MachineError, from_os_error
 from adapterline.scratch import Scratch, sync_folder
-from adapterline.values import Bundle, ExportedFile, FilePlan, Plan, TensorPlan
+from adapterline.values import Bundle, ExportedFile, FilePlan, HeaderHash, Plan, TensorPlan
 
 if TYPE_CHECKING:
     from _hashlib import HASH
@@ -67,15 +67,17 @@ _DTYPES = {
 _MAX_HEADER = 100_000_000
 #: Bytes that are hashed and written at a time: small enough to stay in a processor's cache between the two.
 _CHUNK = 8 << 20
+#: The bytes of a file that sd-webui-additional-networks hashed (sd-scripts' train_util.py, `addnet_hash_legacy`).
+_LEGACY = (0x100000, 0x110000)
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """What was written: its size in bytes, its sha256, and the sha256 of its tensor bytes alone, after the header."""
+    """What was written: its size in bytes, its sha256, and that of its tensor bytes alone, after the header, if any."""
 
     size: int
     sha256: str
-    tensors_sha256: str
+    tensors_sha256: str | None
 
 
 def serialize(plan: Plan, scratch: Scratch) -> Bundle:
@@ -91,8 +93,15 @@ def serialize(plan: Plan, scratch: Scratch) -> Bundle:
     return bundle
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, TensorPlan], header: Mapping[str, str]) -> WrittenFile:
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, TensorPlan],
+    header: Mapping[str, str],
+    hashes: Mapping[str, HeaderHash] | None = None,
+) -> WrittenFile:
     """Writes a file in canonical form, in one pass, with one tensor in memory at a time.
+
+    `hashes` are further fields of the header, which take a pass over the tensors of their own.
 
     `path` gets it whole and on the disk for good, with the mode that the umask leaves of 0666, or is not touched at
     all. Raises `ConversionError` for a name that cannot be written and for a tensor that is not what its plan says,
@@ -102,9 +111,22 @@ def write_safetensors(path: Path, tensors: Mapping[str, TensorPlan], header: Map
         raise MachineError("This machine is big-endian.", expected="a little-endian one, as the files are")
     try:
         with _replacing(path) as file:
-            return _write(file, tensors, header)
+            return _write(file, tensors, header, hashes or {})
     except OSError as error:
         raise from_os_error(error, f"Writing {path}") from error
+
+
+def write_content(path: Path, content: bytes) -> WrittenFile:
+    """Writes a file that is not safetensors, as `write_safetensors` does: whole and for good, or not at all.
+
+    Raises `MachineError` where the disk fails.
+    """
+    try:
+        with _replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise from_os_error(error, f"Writing {path}") from error
+    return WrittenFile(len(content), hashlib.sha256(content).hexdigest(), None)
 
 
 def _export(file: FilePlan, folder: Path) -> ExportedFile:
@@ -113,7 +135,10 @@ def _export(file: FilePlan, folder: Path) -> ExportedFile:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, f"Making {path.parent}") from error
-    written = write_safetensors(path, file.tensors, file.header)
+    if file.content is None:
+        written = write_safetensors(path, file.tensors, file.header, file.hashes)
+    else:
+        written = write_content(path, file.content)
     return ExportedFile(
         role=file.role,
         layout=file.layout,
@@ -150,11 +175,15 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def _write(file: BinaryIO, tensors: Mapping[str, TensorPlan], header: Mapping[str, str]) -> WrittenFile:
+def _write(
+    file: BinaryIO, tensors: Mapping[str, TensorPlan], header: Mapping[str, str], hashes: Mapping[str, HeaderHash]
+) -> WrittenFile:
     for name, tensor in tensors.items():
         _check_plan(name, tensor)
     names = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), name))
-    head = _head([(name, tensors[name]) for name in names], header)
+    listed = [(name, tensors[name]) for name in names]
+    known = _hashes(listed, header) if hashes else {}
+    head = _head(listed, {**header, **{field: known[kind] for field, kind in hashes.items()}})
     whole, data = hashlib.sha256(head), hashlib.sha256()
     file.write(head)
     # hashlib lets go of the interpreter lock: a second core hashes the file while this one hashes the tensors and
@@ -162,7 +191,28 @@ def _write(file: BinaryIO, tensors: Mapping[str, TensorPlan], header: Mapping[st
     with ThreadPoolExecutor(1) as second_core:
         for name in names:
             _write_tensor(file, name, tensors[name], whole, data, second_core)
+    if known and known["sshs"] != data.hexdigest():
+        raise ConversionError(
+            "A tensor did not come out the same when it was made again.",
+            expected="the same bytes each time",
+            remedy="This is a bug of the layout that planned it, or the checkpoint was changed meanwhile.",
+        )
     return WrittenFile(file.tell(), whole.hexdigest(), data.hexdigest())
+
+
+def _hashes(tensors: list[tuple[str, TensorPlan]], header: Mapping[str, str]) -> dict[HeaderHash, str]:
+    """What a header can say of its own tensors."""
+    # sd-scripts takes the legacy one before there is any other field, so that later ones do not change it.
+    head = _head(tensors, {field: text for field, text in header.items() if field.startswith("ss_")})
+    start, stop = _LEGACY
+    data, legacy, position = hashlib.sha256(), hashlib.sha256(head[start:stop]), len(head)
+    for name, plan in tensors:
+        content = _bytes_of(name, plan)
+        data.update(content)
+        legacy.update(content[max(start - position, 0) : max(stop - position, 0)])
+        position += len(content)
+    digest = data.hexdigest()
+    return {"modelspec": f"0x{digest}", "sshs": digest, "sshs-legacy": legacy.hexdigest()[:8]}
 
 
 def _write_tensor(file: BinaryIO, name: str, plan: TensorPlan, whole: HASH, data: HASH, second_core: Executor) -> None:

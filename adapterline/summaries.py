@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterline.deltas import DTYPES, Delta, Full, Hadamard, Kronecker, Rows
-from adapterline.families import family_named
+from adapterline.families import Family, family_named
 from adapterline.families.base import component_of
-from adapterline.values import Adapter, ComponentSummary, Plan
+from adapterline.values import Adapter, ComponentSummary, Plan, TensorPlan
 
 
 def summarize(adapter: Adapter, plan: Plan, approximate: int | None = None) -> dict[str, ComponentSummary]:
@@ -17,27 +17,40 @@ def summarize(adapter: Adapter, plan: Plan, approximate: int | None = None) -> d
 
     `approximate` is the rank that the user allowed at most, if any.
     """
-    family = family_named(adapter.family)
-    written = [
-        (component_of(load, key, family), tensor)
-        for load in plan.loads
-        for file in plan.files
-        if file.path == load.weight_name and file.role != "embedding"
-        for key, tensor in file.tensors.items()
-    ]
+    written = _written(plan, family_named(adapter.family))
     summaries = {}
     for component, deltas in adapter.components.items():
         ranks = {module: min(delta.needed_rank, approximate or delta.needed_rank) for module, delta in deltas.items()}
-        own = [tensor for name, tensor in written if name == component]
+        own = [(tensor.dtype, math.prod(tensor.shape)) for name, tensor in written if name == component]
+        # sd-scripts' keys do not tell their component, and fuse layers: there the factors count as they are
+        own = own or [(delta.dtype, _factors(delta, ranks[module])) for module, delta in deltas.items()]
         summaries[component] = ComponentSummary(
             rank=_one_or_all(set(ranks.values())),
             alpha=_one_or_all({_round(delta.scale * ranks[module]) for module, delta in deltas.items()}),
             modules=len(deltas),
             adapter_type=_adapter_type(deltas),
-            dtype=_one_or_all({DTYPES[tensor.dtype] for tensor in own}),
-            parameters=sum(math.prod(tensor.shape) for tensor in own),
+            dtype=_one_or_all({DTYPES[dtype] for dtype, _ in own}),
+            parameters=sum(size for _, size in own),
         )
     return summaries
+
+
+def _written(plan: Plan, family: Family) -> list[tuple[str, TensorPlan]]:
+    """The tensors with the component that each is for, in one of the layouts: an adapter is as large in every one."""
+    layouts = [file.layout for file in plan.files if file.role == "weights"]
+    layout = next((name for name in ("diffusers", "peft", *layouts) if name in layouts), "")
+    return [
+        (load.attributes["model"] if load.library == "peft" else component_of(load, key, family), tensor)
+        for load in plan.loads
+        for file in plan.files
+        if (file.layout, file.role) == (layout, "weights") and load.loads(file.path)
+        for key, tensor in file.tensors.items()
+    ]
+
+
+def _factors(delta: Delta, rank: int) -> int:
+    out, *inputs = delta.shape
+    return rank * (out + math.prod(inputs))
 
 
 _TYPES: dict[type, str] = {Hadamard: "loha", Kronecker: "lokr", Full: "full"}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterline.families.aliases import shipped_for
-from adapterline.package.card import snippet
+from adapterline.package.card import snippets
 
 if TYPE_CHECKING:
     from adapterline.inspection import Inspection
-    from adapterline.values import LineageRecord, ValidationReport
+    from adapterline.values import Check, LineageRecord, ValidationReport
 
 
 def record_text(record: LineageRecord, base: str | None) -> str:
@@ -29,7 +29,8 @@ def record_text(record: LineageRecord, base: str | None) -> str:
         known = (shipped.model if shipped else base) or (
             manifest.base.model if manifest.base.model != "unknown" else None
         )
-        lines += ["", snippet(manifest.loads, record.publications[0].load, known)]
+        texts = snippets(manifest, record.publications[0].load, known)
+        lines += ["", "\n\n# or, with PEFT:\n".join(texts)]
     return "\n".join(lines)
 
 
@@ -58,12 +59,21 @@ def inspection_text(found: Inspection) -> str:
 
 
 def report_text(report: ValidationReport) -> str:
-    """Every check, a line each."""
-    rows = [
-        f"  {'ok    ' if check.passed else 'FAILED'} {check.name}"
-        f"{f' [{check.component}]' if check.component else ''}: {check.observed} (limit {check.limit})"
-        for check in report.checks
-    ]
+    """Every check, a line each; under what the files were loaded with, where that is more than one thing."""
     proven = "passed" if report.passed else "FAILED"
     what = "the effect is the checkpoint's" if report.source_digest else "it loads whole, finite and alive, and no more"
-    return "\n".join([f"{proven}: {what}" if report.passed else proven, *rows])
+    lines = [f"{proven}: {what}" if report.passed else proven]
+    consumers = list(dict.fromkeys(check.consumer for check in report.checks))
+    several = len({consumer for consumer in consumers if consumer}) > 1
+    for consumer in consumers:
+        if several:
+            lines.append(f"  {f'with {consumer}' if consumer else 'files'}")
+        lines += [_check_line(check) for check in report.checks if check.consumer == consumer]
+    lines += [f"  --     {name}: not run, {why}" for name, why in report.not_run.items()]
+    return "\n".join(lines)
+
+
+def _check_line(check: Check) -> str:
+    where = f" [{check.component}]" if check.component else ""
+    observed = f"{check.observed} (limit {check.limit})"
+    return f"  {'ok    ' if check.passed else 'FAILED'} {check.name}{where}: {observed}"

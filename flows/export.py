@@ -13,6 +13,7 @@ from adapterline.request import base_of, check_destinations, name_of, order_of
 from adapterline.scratch import Scratch
 from adapterline.settings import Settings
 from adapterline.summaries import summarize
+from adapterline.validation.render import check_render
 from adapterline.values import ExportOptions, LineageRecord, TrainingRun
 from tasks.convert import convert
 from tasks.extract import extract
@@ -22,6 +23,7 @@ from tasks.package import package
 from tasks.policy import retrying, say
 from tasks.record import record
 from tasks.release import release
+from tasks.render import render
 from tasks.serialize import serialize
 from tasks.upload import upload
 from tasks.validate import validate
@@ -57,16 +59,22 @@ def export_adapter(
         name = journal.named(name_of(name, checkpoint))
         to = check_destinations(to, name)
         source = load_checkpoint.with_options(**patient)(checkpoint, options, work / "checkpoint")
-        model = open_base.with_options(**patient)(base_of(base, source, run), work / "base")
+        base = base_of(base, source, run)
+        model = open_base.with_options(**patient)(base, work / "base")
+        check_render(model, base, options)
         journal.key = export_key(source, model, name, to, run, options)
         if earlier := find_export.with_options(**patient)(journal.key, name, to):
             return record(journal.already(earlier))
 
         adapter = extract(source, model, options)
-        plan = convert(adapter, model, options)
+        plan = convert(adapter, model, options, name, run)
         bundle = serialize(plan, scratch)
         report = validate(bundle, source, model, options, scratch)
         say(f"validate: {len(report.checks)} checks passed")  # here, because a remembered proof runs no task
+        gallery = None
+        if options.render:
+            report, gallery = render(bundle, report, model, base, options, scratch, name, work / "render")
+        journal.proven(report, gallery)
         journal.manifest = make_manifest(
             name=name,
             bundle=bundle,
@@ -80,7 +88,7 @@ def export_adapter(
         if not to:
             return record(journal.validated())
 
-        made = package(journal.manifest, scratch.folder(bundle.digest), work / "package")
+        made = package(journal.manifest, scratch.folder(bundle.digest), work / "package", gallery)
         staged = [upload.with_options(**patient).submit(made, place) for place in to]
         wait(staged)  # also for those beside one that fails: they read what lies in `work`
         receipts = [future.result() for future in staged]  # all of them, before anything is visible

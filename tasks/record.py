@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from adapterline.lineage.records import open_records
-from adapterline.package.card import snippet
+from adapterline.package.card import snippets
 from adapterline.settings import Settings
 from adapterline.values import LineageRecord, slug
 from tasks.policy import IN_PROCESS, TAGS, say
@@ -30,7 +30,7 @@ def _create_artifacts(entry: LineageRecord) -> None:
     """
     manifest = entry.manifest
     assert manifest is not None
-    key = slug(manifest.name)
+    key, report = slug(manifest.name), entry.report or manifest.validation
     create_markdown_artifact(
         _markdown(entry), key=f"{key}-record", description=f"{manifest.name} {manifest.digest[:12]}"
     )
@@ -42,7 +42,11 @@ def _create_artifacts(entry: LineageRecord) -> None:
             "limit": str(c.limit),
             "passed": c.passed,
         }
-        for c in manifest.validation.checks
+        for c in report.checks
+    ]
+    rows += [
+        {"check": name, "component": "", "observed": why, "limit": "", "passed": "not run"}
+        for name, why in report.not_run.items()
     ]
     create_table_artifact(rows, key=f"{key}-checks", description=f"{manifest.name}: {len(rows)} checks")
     create_markdown_artifact(_places(entry), key=f"{key}-places", description=f"where {manifest.name} is published")
@@ -51,12 +55,13 @@ def _create_artifacts(entry: LineageRecord) -> None:
 def _markdown(entry: LineageRecord) -> str:
     manifest = entry.manifest
     assert manifest is not None
-    load = entry.publications[0].load if entry.publications else "the exported folder"
+    where = entry.publications[0].load if entry.publications else "the exported folder"
+    loading = "\n\n".join(f"```python\n{text}\n```" for text in snippets(manifest, where, None))
     return (
         f"# {manifest.name} `{manifest.digest[:12]}`\n\n"
         f"{manifest.family}, {', '.join(manifest.components)}, from `{manifest.source.digest[:12]}`\n\n"
         f"## Published\n\n{_places(entry)}\n\n"
-        f"## Load\n\n```python\n{snippet(manifest.loads, load, None)}\n```\n\n"
+        f"## Load\n\n{loading}\n\n"
         f"## Record\n\n```json\n{entry.model_dump_json(indent=2)}\n```\n"
     )
 

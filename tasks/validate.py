@@ -11,6 +11,7 @@ from adapterline.digests import sha256_of_file
 from adapterline.families.base import Base
 from adapterline.scratch import Scratch
 from adapterline.validation.embeddings import tokenizers_digest
+from adapterline.validation.weights import weights_stamp
 from adapterline.values import FORMAT_VERSION, Bundle, ExportOptions, Source, ValidationReport, digest_of
 from tasks.policy import TAGS
 
@@ -28,7 +29,7 @@ def _cache_key(context: Any, parameters: dict[str, Any]) -> str | None:
             ["format", FORMAT_VERSION],
             ["bundle", bundle.digest, now, [load.model_dump(mode="json") for load in bundle.loads]],
             ["source", source.digest],
-            ["base", base.architecture, base.pipeline, tokenizers_digest(base)],
+            ["base", base.architecture, base.pipeline, tokenizers_digest(base), weights_stamp(base)],
             ["options", options.model_dump(mode="json", exclude={"adapter_config"})],
             ["tools", sorted(validation.tool_versions().items())],
         ]

@@ -20,7 +20,7 @@ from __future__ import annotations
 from adapterline.deltas.approximation import approximate, smallest_error
 from adapterline.deltas.delta import Delta, reshaped, take_rows
 from adapterline.deltas.dtypes import DTYPES, NAMES, times
-from adapterline.deltas.errors import power_between, probed_error, relative_error
+from adapterline.deltas.errors import exact_error, power_between, probed_error, relative_error
 from adapterline.deltas.factors import tucker, whole
 from adapterline.deltas.full import Full
 from adapterline.deltas.groups import GroupedKernel, Ungrouped, grouped, spread
@@ -41,6 +41,7 @@ __all__ = [
     "Rows",
     "Ungrouped",
     "approximate",
+    "exact_error",
     "grouped",
     "power_between",
     "probed_error",

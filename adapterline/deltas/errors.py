@@ -41,6 +41,34 @@ def relative_error(carried: LowRank, wanted: LowRank) -> float:
     return difference / size if size and math.isfinite(difference) else math.inf
 
 
+def exact_error(carried: LowRank, wanted: LowRank) -> float:
+    """The same for factors that need not correspond: of other ranks, permuted, negated, rescaled.
+
+        B'A' - BA = [B', -B] [A'; A]
+
+    whose norm is that of R_B R_A^T, of the triangular factors of both. QR in float64 loses no more than about
+    1e-15 |B| |A| to cancellation, so that factors that differ in rewriting alone come out below 1e-13.
+    """
+    import torch
+
+    if carried.shape != wanted.shape:
+        return math.inf
+    b, a = wanted.matrices()
+    found_b, found_a = carried.matrices()
+    b, found_b = b * wanted.scale, found_b * carried.scale
+    if not all(bool(factor.isfinite().all()) for factor in (b, a, found_b, found_a)):
+        return math.inf
+    # Columns of one size: else the larger ones' rounding errors would cover the smaller.
+    b, a = _balanced(b, a)
+    found_b, found_a = _balanced(found_b, found_a)
+    left = torch.linalg.qr(torch.cat([found_b, -b], dim=1)).R
+    right = torch.linalg.qr(torch.cat([found_a, a]).T).R
+    difference, size = float((left @ right.T).norm()), _norm(b, a)
+    if difference == 0.0:
+        return 0.0
+    return difference / size if size else math.inf
+
+
 def probed_error(carried: Change, wanted: Change, probes: int = 16) -> float:
     """|(carried - wanted) X| / |wanted X| for a fixed Gaussian X [in * prod(kernel), probes].
 
@@ -70,6 +98,15 @@ def power_between(before: torch.Tensor, after: torch.Tensor) -> int:
     if not (old and new and math.isfinite(old) and math.isfinite(new)):
         return 0
     return round(math.log2(abs(new / old)))
+
+
+def _balanced(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product, with B and A of one norm."""
+    ratio = float(b.norm()), float(a.norm())
+    if not all(ratio):
+        return b, a
+    root = math.sqrt(ratio[1] / ratio[0])
+    return b * root, a / root
 
 
 def _norm(b: torch.Tensor, a: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
 from adapterline.digests import sha256_of_bytes, sha256_of_file
 from adapterline.errors import AdapterlineError, PublishError, from_os_error
+from adapterline.package.card import CARD_NAME, images_shown
 from adapterline.scratch import sync_folder
 from adapterline.values import Manifest, Order, Package, PackagedFile, Publication, Receipt
 
@@ -137,16 +138,19 @@ class FolderDestination:
                 f"{target} holds {found.digest}, and {package.manifest.digest} has the same first 12 digits.",
                 remedy="Publish it under another name.",
             )
-        # The card is made from the manifest: of another manifest, it is another.
-        same = data == package.manifest_bytes
-        for file in package.files if same else [file for file in package.files if file.path != "README.md"]:
+        # The card is made from the manifest and the images: of others it is another. What is there stays.
+        rendered = images_shown((target / CARD_NAME).read_bytes()) if (target / CARD_NAME).is_file() else ()
+        same = data == package.manifest_bytes and not rendered and not package.images
+        bundle = {file.path for file in package.manifest.files}
+        for file in package.files if same else [file for file in package.files if file.path in bundle]:
             if not _is(target / file.path, file):
                 raise PublishError(
                     f"{target / file.path} is published, and its bytes are not what {MANIFEST_NAME} says.",
                     expected=f"sha256 {file.sha256}",
                     remedy="Something changed it. Move the folder away and export again.",
                 )
-        files = tuple(_packaged(target, path.path) for path in package.files)
+        paths = [*(file.path for file in package.files if file.path in bundle), CARD_NAME, *rendered]
+        files = tuple(_packaged(target, path) for path in paths)
         return self._receipt(package, sha256_of_bytes(data), published=True, files=files)
 
     def _receipt(

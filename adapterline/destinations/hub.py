@@ -23,8 +23,9 @@ from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_byt
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, UsageError
 from adapterline.hub import Commit, hub_errors, is_repo_name, open_hub, status_of
-from adapterline.package.card import CARD_NAME, MARKER
+from adapterline.package.card import CARD_NAME, MARKER, images_shown
 from adapterline.values import (
+    IMAGE_PATH,
     Bundle,
     Latest,
     Manifest,
@@ -195,6 +196,9 @@ class HubDestination:
         files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
         if (card := commit.read(CARD_NAME)) is not None:
             files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
+            for path in images_shown(card):
+                if (entry := commit.files.get(path)) is not None:
+                    files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
         return Receipt(
             destination=self.uri,
             name=package.name,
@@ -392,10 +396,18 @@ def _differences(commit: Commit, package: Package) -> list[str]:
 
 
 def _stale(commit: Commit, keep: Collection[str], *, latest: bool) -> list[str]:
-    """What the manifest there lists and the new one does not; with `latest` also the `latest.json`, for a version."""
+    """What the manifest there lists and the new one does not, and the images of another export.
+
+    With `latest` also the `latest.json`, for a version.
+    """
     there = _manifest(commit)
     listed = [file.path for file in there.files] if there else []
-    return [path for path in (*listed, *([LATEST_NAME] if latest else [])) if path in commit.files and path not in keep]
+    images = filter(IMAGE_PATH.fullmatch, commit.files)
+    return [
+        path
+        for path in (*listed, *images, *([LATEST_NAME] if latest else []))
+        if path in commit.files and path not in keep
+    ]
 
 
 def _is_written_by_hand(commit: Commit) -> bool:

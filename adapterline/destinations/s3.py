@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, from_os_error
-from adapterline.package.card import CARD_NAME
-from adapterline.s3 import code_of, get_object, make_client, measure, parse_s3_uri, s3_errors, status_of
+from adapterline.package.card import CARD_NAME, images_shown
+from adapterline.s3 import Measured, code_of, get_object, make_client, measure, parse_s3_uri, s3_errors, status_of
 from adapterline.values import (
     Bundle,
     Latest,
@@ -204,6 +204,8 @@ class S3Destination:
                 )
 
     def _put_siblings(self, package: Package) -> None:
+        if self._shows_more(package):
+            return
         for file in package.files:
             key = self._key(package, file.path)
             if _follows_manifest(package, file) and not self._holds(key, file):
@@ -274,13 +276,27 @@ class S3Destination:
 
     def _files(self, package: Package, manifest: Manifest, data: bytes) -> tuple[PackagedFile, ...]:
         """The files that go with the manifest that counts: of another exporter's, the card as it is there."""
-        if data == package.manifest_bytes:
+        if data == package.manifest_bytes and not self._shows_more(package):
             return package.files
+        paths = (CARD_NAME, *self._images_shown(package))
+        measured = {path: self._measured(package, path) for path in paths}
+        there = (PackagedFile(path=path, size=m.size, sha256=m.sha256) for path, m in measured.items() if m)
+        return (*_bundle_files(manifest), *there)
+
+    def _shows_more(self, package: Package) -> bool:
+        """Does the card there have images, and ours none? Then it stays: who renders nothing takes none away."""
+        return not package.images and bool(self._images_shown(package))
+
+    def _images_shown(self, package: Package) -> tuple[str, ...]:
         key = self._key(package, CARD_NAME)
         with self._errors("Reading", key):
-            card = measure(self._client, self._bucket, key)
-        cards = () if card is None else (PackagedFile(path=CARD_NAME, size=card.size, sha256=card.sha256),)
-        return (*_bundle_files(manifest), *cards)
+            there = self._read(key)
+        return images_shown(there[0]) if there else ()
+
+    def _measured(self, package: Package, path: str) -> Measured | None:
+        key = self._key(package, path)
+        with self._errors("Reading", key):
+            return measure(self._client, self._bucket, key)
 
     def _holds(self, key: str, file: PackagedFile) -> bool:
         """Does the object have the bytes of `file`? All of them are read, unless its size is another one."""

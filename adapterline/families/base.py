@@ -126,6 +126,17 @@ def load_call(base: Base, component: Component, weight_name: str | None = None) 
     )
 
 
+def peft_call(base: Base, component: str, folder: str) -> LoadCall:
+    """`pipe.unet = PeftModel.from_pretrained(pipe.unet, ..., subfolder=folder)`."""
+    return LoadCall(
+        library="peft",
+        pipeline=base.pipeline,
+        method="PeftModel.from_pretrained",
+        weight_name=folder,
+        attributes={"model": component},
+    )
+
+
 def component_of(load: LoadCall, key: str, family: Family) -> str:
     """The component that this call loads a key of its file into; what the key begins with, if the family has none."""
     prefix = key.partition(".")[0]

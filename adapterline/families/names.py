@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapterline.families.base import Base
-from adapterline.families.originals import parts, renames
+from adapterline.families.originals import comfy_renames, parts, renames
 from adapterline.families.originals.base import Rename
 from adapterline.families.skeleton import Target, plain_name, targets
 
@@ -35,7 +35,11 @@ def names(base: Base, component: str) -> Names:
         if len(_NAMES) >= 64:
             _NAMES.clear()
         config = base.models[component]
-        originals = (*renames(config.model_class, config.config), *parts(config.model_class))
+        originals = (
+            *renames(config.model_class, config.config),
+            *comfy_renames(config.model_class, config.config),
+            *parts(config.model_class),
+        )
         _NAMES[key] = name_table(targets(base, component), originals)
     return _NAMES[key]
 
@@ -58,7 +62,7 @@ def name_table(layers: Mapping[str, Target], originals: Iterable[Rename]) -> Nam
     table: dict[str, tuple[Piece, ...] | None] = {}
     dotted: dict[str, tuple[Piece, ...]] = {module: (Piece(module),) for module in layers}
     for original in originals:
-        for name, pieces in _expanded(original, layers):
+        for name, pieces in expanded(original, layers):
             dotted.setdefault(name, pieces)
     for name, pieces in dotted.items():
         for spelling in {name, name.replace(".", "_")}:
@@ -66,8 +70,8 @@ def name_table(layers: Mapping[str, Target], originals: Iterable[Rename]) -> Nam
     return {name: pieces for name, pieces in table.items() if pieces is not None}
 
 
-def _expanded(original: Rename, layers: Mapping[str, Target]) -> Iterable[tuple[str, tuple[Piece, ...]]]:
-    """(name, pieces) for all numbers that the model has."""
+def expanded(original: Rename, layers: Mapping[str, Target]) -> Iterable[tuple[str, tuple[Piece, ...]]]:
+    """(name, pieces) of a rename, for all numbers that the model has."""
     pattern = re.compile(r"(\d+)".join(map(re.escape, original.modules[0].split("{}"))))
     for module in layers:
         if match := pattern.fullmatch(module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from adapterline.deltas import Kronecker, LowRank
@@ -28,6 +29,11 @@ class LayoutWriter(Protocol):
 
     name: str
 
-    def plan(self, components: Written, base: Base, options: ExportOptions) -> LayoutPlan:
-        """ConversionError if this layout cannot carry the adapter exactly."""
+    def plan(
+        self, components: Written, base: Base, options: ExportOptions, name: str, finished_at: datetime | None
+    ) -> LayoutPlan:
+        """`name` is the export's, `finished_at` the end of its training run, if that is known.
+
+        ConversionError if this layout cannot carry the adapter exactly.
+        """
         ...

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adapterline.deltas import NAMES
+from adapterline.errors import ConversionError
 from adapterline.families import Family
 from adapterline.values import FilePlan, TensorPlan, Transform
 
@@ -17,7 +18,14 @@ Norms = Mapping[str, Mapping[str, "torch.Tensor"]]
 
 
 def with_norms(files: tuple[FilePlan, ...], norms: Norms, family: Family) -> tuple[FilePlan, ...]:
-    """The files with the norm weights of their components."""
+    """The files with the norm weights of their components. ConversionError for a layout that has no place for them."""
+    other = next((file.layout for file in files if file.layout != "diffusers"), None)
+    if other and any(norms.values()):
+        raise ConversionError(
+            f"The adapter replaces weights of norms, and files of the {other} layout cannot carry them.",
+            expected="the diffusers layout alone",
+            remedy=f"Leave the {other} layout out.",
+        )
     added: dict[str, dict[str, TensorPlan]] = {}
     for component, weights in norms.items():
         described = family.component(component)

@@ -1,19 +1,22 @@
-"""The model card: a function of the manifest, in the Hub's format."""
+"""The model card: a function of the manifest and of what was rendered, in the Hub's format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adapterline.families import family_named
-from adapterline.values import LoadCall, Manifest
+from adapterline.validation.files import by_layout
+from adapterline.values import IMAGE_PATH, LoadCall, Manifest, RenderedImage
 
 CARD_NAME = "README.md"
 #: In every card that adapterline writes. A card without it was written by a person, and is left alone.
 MARKER = "<!-- adapterline -->"
+_IMAGE_IN_CARD = re.compile(rb"\]\((" + IMAGE_PATH.pattern.encode() + rb")\)")
 
 
-def make_card(manifest: Manifest) -> bytes:
+def make_card(manifest: Manifest, images: Sequence[RenderedImage] = ()) -> bytes:
     """The bytes of `README.md`."""
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -27,27 +30,61 @@ def make_card(manifest: Manifest) -> bytes:
     )
     if known:
         data["base_model_relation"] = "adapter"
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest)}", ignore_metadata_errors=True)
+    if images:  # https://huggingface.co/docs/hub/model-cards-widgets: what the Hub's gallery shows
+        data["widget"] = [{"text": image.prompt, "output": {"url": image.path}} for image in images]
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, images)}", ignore_metadata_errors=True)
     return (str(card).rstrip("\n") + "\n").encode()
 
 
+def images_shown(card: bytes) -> tuple[str, ...]:
+    """The paths of the images that a card of adapterline shows: of what is published, these belong to it."""
+    return tuple(dict.fromkeys(match.decode() for match in _IMAGE_IN_CARD.findall(card)))
+
+
+def snippets(manifest: Manifest, where: str, base: str | None) -> tuple[str, ...]:
+    """Python that loads what was published at `where`: the ways that exclude each other, the usual one first.
+
+    Of several layouts for diffusers, its own is the usual one: the others are there for other programs.
+    """
+    layouts = {each.layout: each.loads for each in by_layout(manifest.files, manifest.loads)}
+    weights = [load for loads in layouts.values() for load in loads]
+    embeddings = [load for load in manifest.loads if load not in weights]
+    usual = next((name for name in ("diffusers", *layouts) if name in layouts and name != "peft"), "")
+    calls = [[*layouts.get(usual, ()), *embeddings]] if usual or "peft" not in layouts else []
+    if "peft" in layouts:  # it puts its own model around the text encoder, so the tokens come first
+        calls.append([*embeddings, *layouts["peft"]])
+    return tuple(snippet(loads, where, base) for loads in calls if loads)
+
+
 def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
-    """Python that loads what was published at `where` onto the base, as the proof did."""
-    lines, opened = ["import diffusers", ""], None
-    for load in loads:
-        arguments = {"weight_name": load.weight_name, **load.kwargs}
-        texts = [f"{key}={value!r}" for key, value in arguments.items()]
-        texts += [f"{key}=pipe.{attribute}" for key, attribute in load.attributes.items()]
+    """Python that makes these calls for what lies at `where`, as the proof did."""
+    calls = tuple(loads)
+    lines, opened = ["import diffusers"], None
+    if any(load.library == "peft" for load in calls):
+        lines.append("from peft import PeftModel")
+    lines.append("")
+    for load in calls:
         if load.pipeline != opened:
             lines.append(f"pipe = diffusers.{load.pipeline}.from_pretrained({(base or 'the base model')!r})")
             if load.pipeline.endswith("ModularPipeline"):  # they load nothing unasked
                 lines.append("pipe.load_components()")
             opened = load.pipeline
-        lines.append(f"pipe.{load.method}({where!r}, {', '.join(texts)})")
+        lines.append(_peft_line(load, where) if load.library == "peft" else _diffusers_line(load, where))
     return "\n".join(lines)
 
 
-def _body(manifest: Manifest) -> str:
+def _diffusers_line(load: LoadCall, where: str) -> str:
+    texts = [f"{key}={value!r}" for key, value in {"weight_name": load.weight_name, **load.kwargs}.items()]
+    texts += [f"{key}=pipe.{attribute}" for key, attribute in load.attributes.items()]
+    return f"pipe.{load.method}({where!r}, {', '.join(texts)})"
+
+
+def _peft_line(load: LoadCall, where: str) -> str:
+    model = f"pipe.{load.attributes['model']}"
+    return f"{model} = {load.method}({model}, {where!r}, subfolder={load.weight_name!r})"
+
+
+def _body(manifest: Manifest, images: Sequence[RenderedImage]) -> str:
     base = None if manifest.base.model == "unknown" else manifest.base.model
     passed = sum(check.passed for check in manifest.validation.checks)
     parts = [
@@ -60,8 +97,11 @@ def _body(manifest: Manifest) -> str:
             else "; what it was trained on is not known."
         ),
         "## Use",
-        f"```python\n{snippet(manifest.loads, 'the folder or repository of this card', base)}\n```",
+        "\n\nor, with PEFT:\n\n".join(
+            f"```python\n{text}\n```" for text in snippets(manifest, "the folder or repository of this card", base)
+        ),
         *_prompts(manifest),
+        *_gallery(images),
         "## What is in it",
         _table(
             ("component", "type", "rank", "alpha", "modules", "parameters", "dtype"),
@@ -74,16 +114,36 @@ def _body(manifest: Manifest) -> str:
             ("file", "bytes", "sha256"), ((file.path, f"{file.size:,}", f"`{file.sha256}`") for file in manifest.files)
         ),
         "## What was proven",
-        f"{passed} of {len(manifest.validation.checks)} checks passed: the file was loaded "
-        "with diffusers, and what each module computes was compared with the checkpoint.",
+        f"{passed} of {len(manifest.validation.checks)} checks passed: each file was loaded with what reads it "
+        f"({_consumers(manifest)}), and what each module computes was compared with the checkpoint.",
         _table(
-            ("check", "component", "observed", "limit"),
-            ((c.name, c.component or "", _short(c.observed), _short(c.limit)) for c in manifest.validation.checks),
+            ("check", "with", "component", "observed", "limit"),
+            (
+                (c.name, c.consumer or "", c.component or "", _short(c.observed), _short(c.limit))
+                for c in manifest.validation.checks
+            ),
         ),
         "## Where it comes from",
         _table(("", ""), _origin(manifest)),
     ]
     return "\n\n".join(parts)
+
+
+def _consumers(manifest: Manifest) -> str:
+    return ", ".join(dict.fromkeys(name for names in manifest.consumers.values() for name in names))
+
+
+def _gallery(images: Sequence[RenderedImage]) -> Iterable[str]:
+    if not images:
+        return
+    yield "## Images"
+    yield (
+        "The base on the left and the adapter on the right, with the same seed. Of a video the first, the middle and "
+        "the last frame, the base's above."
+    )
+    head = "| image | prompt | seed |\n| --- | --- | --- |"
+    rows = (f"| ![image {n}]({i.path}) | {_escaped(i.prompt)} | {i.seed} |" for n, i in enumerate(images, 1))
+    yield "\n".join([head, *rows])
 
 
 def _prompts(manifest: Manifest) -> Iterable[str]:
@@ -103,8 +163,10 @@ def _origin(manifest: Manifest) -> Iterable[tuple[str, Any]]:
     ):
         if value is not None:
             yield label, value
+    several = len({file.layout for file in manifest.files}) > 1
     for transform in manifest.transforms:
-        yield transform.kind, f"{transform.component or 'all'}: {transform.detail}"
+        where = f"{transform.layout} layout, " if transform.layout and several else ""
+        yield transform.kind, f"{where}{transform.component or 'all'}: {transform.detail}"
     if manifest.left_out:
         yield "left out, by request", ", ".join(manifest.left_out)
     yield "made with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))

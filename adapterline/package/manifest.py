@@ -53,9 +53,9 @@ def make_manifest(
         components=dict(components),
         transforms=bundle.transforms,
         left_out=left_out,
-        validation=report,
+        validation=report.of_every_machine(),
         loads=bundle.loads,
-        consumers={file.path: ("diffusers",) for file in bundle.files if file.layout == "diffusers"},
+        consumers=report.consumers,
         tools={**report.versions, "format": str(FORMAT_VERSION)},
     )
 

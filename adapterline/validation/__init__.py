@@ -6,35 +6,39 @@ safetensors library.
 
 from __future__ import annotations
 
-import re
+import tempfile
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from adapterline.checkpoints import sha256_of
+from adapterline.checkpoints import load_checkpoint, sha256_of
 from adapterline.checkpoints.extract import extract
 from adapterline.deltas import NAMES
-from adapterline.errors import CheckpointError, ValidationFailedError
-from adapterline.families.base import Base, component_of, load_call
-from adapterline.families.norms import norm_weight
-from adapterline.families.skeleton import plain_name
-from adapterline.validation.consumer import load_into_skeleton
-from adapterline.validation.effect import check_effect, check_norms
+from adapterline.errors import ValidationFailedError
+from adapterline.families.base import Base
+from adapterline.validation.consumers import CONSUMERS
+from adapterline.validation.consumers.kohya import read_kohya
+from adapterline.validation.effect import Allowed, check_effect, check_norms
 from adapterline.validation.embeddings import METHOD, check_embeddings, loads_beside
+from adapterline.validation.files import Exhibit, LayoutFiles, by_layout, check_digests, exhibit_at
 from adapterline.validation.findings import Findings
+from adapterline.validation.forward import check_forward
+from adapterline.validation.misfits import misfits
 from adapterline.validation.structure import check_loaded
 from adapterline.values import (
     Adapter,
     Bundle,
     Check,
     ExportOptions,
-    LoadCall,
     Source,
-    TensorInfo,
     ValidationReport,
+    digest_of,
 )
 
 #: Libraries whose version decides what a file does; with the digests they are the key of a cached report.
 _DECISIVE = ("adapterline", "torch", "diffusers", "transformers", "peft", "safetensors")
+#: Why a file has no proof at all.
+_NOBODY = "no program whose rules are known has all of its layers by these keys"
 
 
 def tool_versions() -> dict[str, str]:
@@ -53,43 +57,49 @@ def validate_bundle(
 ) -> ValidationReport:
     """The whole proof of an export. Never raises for a finding: the report has every check."""
     findings = Findings()
-    for file in bundle.files:
-        digest = sha256_of(folder / file.path)
-        findings.that(f"{file.path} has its digest", digest == file.sha256, observed=digest, limit=file.sha256)
+    check_digests(findings, folder, bundle.files)
     adapter = extract(source, base, options)
-    for layout in dict.fromkeys(file.layout for file in bundle.files):
-        own = {file.path for file in bundle.files if file.layout == layout and file.role != "embedding"}
-        loads = tuple(load for load in bundle.loads if load.weight_name in own)
-        _prove(findings, folder, loads, base, adapter, options)
+    exhibit = Exhibit(folder, by_layout(bundle.files, bundle.loads))
+    consumers = _prove(findings, exhibit, base, adapter, _allowed(options, own=True))
     loads = tuple(load for load in bundle.loads if load.method == METHOD)
     check_embeddings(findings, folder, loads, base, adapter.embeddings)
+    consumers |= {load.weight_name: ("diffusers",) for load in loads}
     return ValidationReport(
         bundle_digest=bundle.digest,
         source_digest=source.digest,
         checks=tuple(findings.checks),
+        not_run=findings.not_run,
+        consumers=consumers,
         versions=tool_versions(),
     )
 
 
 def validate_file(
-    file: Path, base: Base, against: Source | None = None, options: ExportOptions | None = None
+    path: Path, base: Base, against: Source | None = None, options: ExportOptions | None = None
 ) -> ValidationReport:
-    """The proof of one file, whoever wrote it. Without `against` it proves that it loads whole, finite and alive alone.
+    """The proof of a file or a folder, whoever wrote it. See `files.exhibit_at` for what is looked at.
 
-    A file that has one of the names that its family's files have is proven with the others that lie beside it: an
-    adapter of both of Wan's experts takes two. So are the embeddings in its folder, where the checkpoint has some.
-    CheckpointError if it is no safetensors file.
+    Without `against` it proves that it loads whole, finite and alive, and no more. Where a manifest lies beside it, its
+    bytes must be those that it says. CheckpointError if it is no safetensors file.
     """
     options = options or ExportOptions()
     findings = Findings()
+    exhibit = exhibit_at(path, base)
+    if exhibit.manifest:
+        shown = {load.weight_name for load in exhibit.manifest.loads} if path.is_dir() else set()
+        files = [f for f in exhibit.manifest.files if f.path in {*exhibit.paths, *shown}]
+        check_digests(findings, exhibit.folder, files)
     adapter = extract(against, base, options) if against else None
-    _prove(findings, file.parent, _loads_of(file, base), base, adapter, options)
+    consumers = _prove(findings, exhibit, base, adapter, _allowed(options, own=exhibit.manifest is not None))
     if adapter and adapter.embeddings:
-        check_embeddings(findings, file.parent, loads_beside(file.parent, base), base, adapter.embeddings)
+        beside = loads_beside(exhibit.folder, base)
+        check_embeddings(findings, exhibit.folder, beside, base, adapter.embeddings)
     return ValidationReport(
-        bundle_digest=sha256_of(file),
+        bundle_digest=exhibit.manifest.digest if exhibit.manifest else _digest_of(exhibit),
         source_digest=against.digest if against else None,
         checks=tuple(findings.checks),
+        not_run=findings.not_run,
+        consumers=consumers,
         versions=tool_versions(),
     )
 
@@ -109,63 +119,63 @@ def require(report: ValidationReport, name: str) -> None:
 
 def describe(check: Check) -> str:
     """One failed check in words."""
+    by = f" with {check.consumer}" if check.consumer else ""
     where = f" in {check.component}" if check.component else ""
     which = f" ({', '.join(check.modules[:3])}{', ...' if len(check.modules) > 3 else ''})" if check.modules else ""
     why = f": {check.detail}" if check.detail and check.detail not in check.modules else ""
-    return f"{check.name}{where}: {check.observed}, limit {check.limit}{which}{why}"
+    return f"{check.name}{by}{where}: {check.observed}, limit {check.limit}{which}{why}"
 
 
 def _prove(
-    findings: Findings,
-    folder: Path,
-    loads: tuple[LoadCall, ...],
-    base: Base,
-    adapter: Adapter | None,
-    options: ExportOptions,
-) -> None:
-    written = _written(folder, loads, base)
-    # The loaders call the denoiser, whether or not the file has anything for it.
-    needed = {base.family.components[0].name, *written, *(adapter.components if adapter else ())}
-    norms = {component: [key for key in tensors if norm_weight(key) == key] for component, tensors in written.items()}
-    loaded = load_into_skeleton(folder, loads, base, tuple(name for name in base.models if name in needed), norms)
-    stored = {component: _stored(tensors) for component, tensors in written.items()}
-    loaded = loaded.without_padding(stored)
-    check_loaded(findings, loaded, {component: len(tensors) for component, tensors in written.items()}, base)
-    if adapter is not None and not loaded.error:
-        requested = NAMES[options.dtype] if options.dtype else None
-        check_effect(findings, adapter, loaded, stored, requested, options.approximate)
-        check_norms(findings, adapter, loaded)
+    findings: Findings, exhibit: Exhibit, base: Base, adapter: Adapter | None, allowed: Allowed
+) -> dict[str, tuple[str, ...]]:
+    """Loads each layout with everything that loads it; gives what each file was loaded with."""
+    needed = set(adapter.components) if adapter else set()
+    proven: dict[str, tuple[str, ...]] = {}
+    for layout in exhibit.layouts:
+        for consumer in CONSUMERS[layout.layout]:
+            loaded = consumer.load(exhibit.folder, layout.files, layout.loads, base, needed)
+            if loaded is None:
+                continue
+            shown = findings.by(consumer.name)
+            # Only diffusers' converters make other tensors than the files have.
+            one_to_one = consumer.name != "diffusers" or (allowed.own and layout.layout != "kohya")
+            meant = None if one_to_one else partial(_meant, exhibit.folder, layout, base)
+            check_loaded(shown, loaded, base, meant, partial(misfits, exhibit.folder, layout, base))
+            if adapter is not None and not loaded.error:
+                check_effect(shown, adapter, loaded, allowed)
+                check_norms(shown, adapter, loaded)
+            if layout.layout == consumer.name == "diffusers":
+                check_forward(shown, exhibit.folder, layout.loads, base, adapter, loaded, allowed)
+            proven |= {path: (*proven.get(path, ()), consumer.name) for path in layout.files}
+        unread = [path for path in layout.files if path not in proven]
+        if unread:
+            findings.that(
+                "something reads it", False, observed="nothing", limit="at least 1", detail=f"{unread[0]}: {_NOBODY}"
+            )
+    return proven
 
 
-def _loads_of(file: Path, base: Base) -> tuple[LoadCall, ...]:
-    """The calls that load this file, and those of its export that lie beside it."""
-    calls = {component.file: load_call(base, component) for component in base.family.components}
-    if file.name not in calls:
-        return (load_call(base, base.family.components[0], file.name),)
-    return tuple(call for name, call in calls.items() if (file.parent / name).is_file())
+def _meant(folder: Path, layout: LayoutFiles, base: Base) -> dict[str, set[str]]:
+    """The layers that the files of a layout have, as the dialects read them, or the rules of sd-scripts' keys."""
+    if layout.layout == "kohya":
+        read = read_kohya(folder, layout.files, layout.loads, base)
+        if read and read.written == read.arrived:
+            return {component: set(layers) for component, layers in read.components.items()}
+    meant: dict[str, set[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="adapterline-") as work:
+        for path in layout.files:
+            source = load_checkpoint(str(folder / path), ExportOptions(), Path(work))
+            for component, deltas in extract(source, base, ExportOptions()).components.items():
+                meant.setdefault(component, set()).update(deltas)
+    return meant
 
 
-def _written(folder: Path, loads: tuple[LoadCall, ...], base: Base) -> dict[str, dict[str, TensorInfo]]:
-    """The tensors of all files by the component that they are for, and by key without what stands for it there."""
-    written: dict[str, dict[str, TensorInfo]] = {}
-    for load in loads:
-        for key, info in _tensors_of(folder / load.weight_name).items():
-            written.setdefault(component_of(load, key, base.family), {})[key.partition(".")[2]] = info
-    return written
+def _allowed(options: ExportOptions, own: bool) -> Allowed:
+    return Allowed(NAMES[options.dtype] if options.dtype else None, options.approximate, own)
 
 
-def _tensors_of(file: Path) -> dict[str, TensorInfo]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-            return {key: TensorInfo(str(part.get_dtype()), tuple(part.get_shape())) for key, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file.name} is not a valid safetensors file: {error}.") from error
-
-
-def _stored(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """How A of each module of a component is stored, or LoKr's right factor, by plain module name."""
-    found = (re.fullmatch(r"(.+)\.(lora_A\.weight|lokr_w2|lokr_w2_a)", key) for key in tensors)
-    return {plain_name(match[1]): tensors[match[0]] for match in found if match}
+def _digest_of(exhibit: Exhibit) -> str:
+    """A file's own; of several, of their paths and digests."""
+    digests = [[path, sha256_of(exhibit.folder / path)] for path in exhibit.paths]
+    return digests[0][1] if len(digests) == 1 else digest_of(digests)

@@ -8,10 +8,24 @@ from adapterline.values import Check
 
 
 class Findings:
-    """Collects checks in the order in which they are made."""
+    """Collects checks in the order in which they are made. `consumer` is what the files were loaded with.
 
-    def __init__(self) -> None:
-        self.checks: list[Check] = []
+    `not_run` says of what was not checked why.
+    """
+
+    def __init__(
+        self,
+        consumer: str | None = None,
+        checks: list[Check] | None = None,
+        not_run: dict[str, str] | None = None,
+    ) -> None:
+        self.consumer = consumer
+        self.checks = [] if checks is None else checks
+        self.not_run = {} if not_run is None else not_run
+
+    def by(self, consumer: str) -> Findings:
+        """The same collection, for what a consumer shows."""
+        return Findings(consumer, self.checks, self.not_run)
 
     def that(
         self,
@@ -30,6 +44,7 @@ class Findings:
         """
         check = Check(
             name=name,
+            consumer=self.consumer,
             component=component,
             observed=float(f"{observed:.1e}") if isinstance(observed, float) else observed,
             limit=limit,

@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from adapterline.deltas import LowRank
+from adapterline.errors import AdapterlineError
 from adapterline.families.base import Base
 from adapterline.families.control import layers_for
 from adapterline.parallel import each, each_value
-from adapterline.validation.consumer import Loaded, LoadedLayer
+from adapterline.validation.consumers.base import Loaded, LoadedLayer
 from adapterline.validation.findings import Findings
 
+#: The layers of a file by component, as a reader of its keys finds them. AdapterlineError if it cannot read them.
+Meant = Callable[[], Mapping[str, Collection[str]]]
+#: The layers of a file that do not fit the model, as `component.module`, with the reason.
+Misfits = Callable[[], Mapping[str, str]]
 
-def check_loaded(findings: Findings, loaded: Loaded, written: Mapping[str, int], base: Base) -> None:
+
+def check_loaded(
+    findings: Findings, loaded: Loaded, base: Base, meant: Meant | None = None, misfits: Misfits = dict
+) -> None:
     """Every tensor of the files arrived on a real module: finite, active, with its shape, and some B is not zero.
 
-    `written` counts the tensors that the files have for each component.
+    In files of other layouts tensors are not counted one to one (fused layers, alphas): there the layers that are
+    `meant` must be those that were loaded. `misfits` are asked for once something did not arrive.
     """
+    unfit = misfits() if loaded.error else {}
     if not findings.that(
         "loads",
         not loaded.error,
         observed=loaded.error or "no exception",
         limit="no exception",
-        detail=loaded.error[:500],
+        modules=unfit,
+        detail=_first(unfit),
     ):
         return
-    arrived, total = loaded.tensors, sum(written.values())
-    # Keys of other layouts do not tell their component.
-    told = set(written) <= set(arrived)
-    elsewhere = sorted(name for name in arrived if told and written.get(name, 0) != arrived[name])
-    findings.that(
-        "all tensors arrive",
-        sum(arrived.values()) == total and not elsewhere,
-        observed=f"{sum(arrived.values())} of {total}",
-        limit=f"{total}",
-        detail=", ".join(f"{name}: {arrived[name]} of {written.get(name, 0)}" for name in elsewhere),
-    )
+    _check_arrived(findings, loaded, meant, misfits)
     for component, layers in loaded.components.items():
         if layers:
             _check_component(findings, component, layers, base)
+    for component, weights in loaded.norms.items():
+        if weights:
+            wrong = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
+            findings.none_of("finite (whole weights)", wrong, component, len(weights))
+
+
+def _check_arrived(findings: Findings, loaded: Loaded, meant: Meant | None, misfits: Misfits) -> None:
+    arrived, written = loaded.arrived, loaded.written
+    total = sum(written.values())
+    elsewhere = sorted(name for name in {*arrived, *written} if written.get(name, 0) != arrived.get(name, 0))
+    if elsewhere and meant:
+        _check_meant(findings, loaded, meant)
+        return
+    unfit = misfits() if elsewhere else {}
+    counts = [f"{name}: {arrived.get(name, 0)} of {written.get(name, 0)}" for name in elsewhere]
+    findings.that(
+        "all tensors arrive",
+        total > 0 and not elsewhere,
+        observed=f"{sum(arrived.values())} of {total}",
+        limit=f"{total}",
+        modules=unfit,
+        detail="; ".join(filter(None, (", ".join(counts), _first(unfit)))),
+    )
+
+
+def _first(unfit: Mapping[str, str]) -> str:
+    return ": ".join(min(unfit.items(), default=()))
+
+
+def _check_meant(findings: Findings, loaded: Loaded, meant: Meant) -> None:
+    try:
+        wanted = {f"{name}.{module}" for name, modules in meant().items() for module in modules}
+        refused = ""
+    except AdapterlineError as error:
+        wanted, refused = set(), str(error)
+    found = {f"{name}.{module}" for name, layers in loaded.components.items() for module in layers}
+    findings.that(
+        "all layers arrive",
+        bool(wanted) and wanted == found,
+        observed=f"{len(found & wanted)} of {len(wanted)}, and {len(found - wanted)} others",
+        limit=f"{len(wanted)}, and no others",
+        modules=wanted ^ found if wanted else (),
+        detail=refused,
+    )
 
 
 def _check_component(findings: Findings, component: str, layers: Mapping[str, LoadedLayer], base: Base) -> None:

@@ -17,16 +17,31 @@ from adapterline.values.checkpoint import Source, StoredEmbedding, TensorInfo
 from adapterline.values.manifest import MANIFEST_SCHEMA, BaseSummary, ComponentSummary, Manifest, SourceSummary
 from adapterline.values.names import NAME_PATTERN, check_name, make_name, slug
 from adapterline.values.options import DType, ExportOptions, Layout, ScaleMode, TrainingRun
-from adapterline.values.plan import WEIGHT_NAME, FilePlan, LoadCall, Plan, TensorPlan, Transform
-from adapterline.values.publication import Latest, Order, Package, PackagedFile, Publication, Receipt
+from adapterline.values.plan import WEIGHT_NAME, FilePlan, HeaderHash, LoadCall, Plan, TensorPlan, Transform
+from adapterline.values.publication import (
+    IMAGE_PATH,
+    IMAGES,
+    Gallery,
+    Latest,
+    Order,
+    Package,
+    PackagedFile,
+    Publication,
+    Receipt,
+    RenderedImage,
+)
 from adapterline.values.record import RECORD_SCHEMA, FlowRun, LineageRecord
-from adapterline.values.report import Check, ValidationReport
+from adapterline.values.report import FORWARD, RENDER, Check, ValidationReport
 
 __all__ = [
     "FORMAT_VERSION",
+    "FORWARD",
+    "IMAGES",
+    "IMAGE_PATH",
     "MANIFEST_SCHEMA",
     "NAME_PATTERN",
     "RECORD_SCHEMA",
+    "RENDER",
     "WEIGHT_NAME",
     "Adapter",
     "BaseSummary",
@@ -39,6 +54,8 @@ __all__ = [
     "ExportedFile",
     "FilePlan",
     "FlowRun",
+    "Gallery",
+    "HeaderHash",
     "Latest",
     "Layout",
     "LineageRecord",
@@ -50,6 +67,7 @@ __all__ = [
     "Plan",
     "Publication",
     "Receipt",
+    "RenderedImage",
     "ScaleMode",
     "Sha256",
     "Source",

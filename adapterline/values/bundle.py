@@ -19,7 +19,9 @@ class ExportedFile(Value):
     path: str = Field(description="relative to the publication")
     size: int = Field(ge=0, description="bytes")
     sha256: Sha256
-    tensors_sha256: Sha256 = Field(description="sha256 of the tensor bytes alone, after the header")
+    tensors_sha256: Sha256 | None = Field(
+        description="sha256 of the tensor bytes alone, after the header; null for a file that is not safetensors"
+    )
 
 
 class Bundle(Value):

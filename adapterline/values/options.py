@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
 from adapterline.values.base import Value
 
-Layout = Literal["diffusers"]
+Layout = Literal["diffusers", "kohya", "peft"]
 
 DType = Literal["float32", "float16", "bfloat16"]
 
 ScaleMode = Literal["portable", "header"]
+
+Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class ExportOptions(Value):
@@ -31,6 +33,13 @@ class ExportOptions(Value):
     approximate: int | None = Field(
         None, ge=1, description="the rank to which layers that need more are approximated, by SVD; None: none are"
     )
+    render: tuple[Prompt, ...] = Field((), max_length=32, description="prompts to render, with the base's weights")
+    render_seed: int = Field(0, ge=0, lt=2**63, description="of the noise, the same for base and adapter")
+    render_steps: int | None = Field(None, ge=1, description="denoising steps; None: the pipeline's own number")
+    render_width: int | None = Field(None, ge=8, description="pixels; None: the pipeline's own")
+    render_height: int | None = Field(None, ge=8, description="pixels; None: the pipeline's own")
+    render_frames: int | None = Field(None, ge=1, description="of a video; None: the pipeline's own number")
+    render_guidance: float | None = Field(None, ge=0, description="guidance_scale; None: the pipeline's own")
 
 
 class TrainingRun(Value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,23 +13,48 @@ from pydantic import AwareDatetime, Field
 from adapterline.values.base import Sha256, Value
 from adapterline.values.manifest import Manifest
 
+#: Where images are published.
+IMAGES = "images"
+IMAGE_PATH = re.compile(rf"{IMAGES}/[0-9a-f]{{16}}\.png")
+
 
 class PackagedFile(Value):
-    """A file that is published: of the bundle, or the card."""
+    """A file that is published: of the bundle, the card, or an image."""
 
     path: str
     size: int
     sha256: Sha256
 
 
+class RenderedImage(PackagedFile):
+    """A PNG with the base's and the adapted image side by side, named by its digest: it varies between machines."""
+
+    width: int
+    height: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images that lie in `folder` under their `path`."""
+
+    folder: Path
+    images: tuple[RenderedImage, ...]
+
+
 @dataclass(frozen=True)
 class Package:
-    """What every destination gets: `files` lie in `folder` under their `path`; the manifest is the commit marker."""
+    """What every destination gets: `files` lie in `folder` under their `path`; the manifest is the commit marker.
+
+    `images` are among the files. They and the card do not count for the digest.
+    """
 
     manifest: Manifest
     manifest_bytes: bytes
     folder: Path
     files: tuple[PackagedFile, ...]
+    images: tuple[RenderedImage, ...] = ()
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from adapterline.values.base import Value
 from adapterline.values.manifest import Manifest
 from adapterline.values.options import ExportOptions, TrainingRun
-from adapterline.values.publication import Publication
+from adapterline.values.publication import Publication, RenderedImage
 from adapterline.values.report import ValidationReport
 
 RECORD_SCHEMA: Final = "adapterline/record/v1"
@@ -42,7 +42,10 @@ class LineageRecord(Value):
     flow_run: FlowRun | None = None
     manifest: Manifest | None = None
     publications: tuple[Publication, ...] = ()
-    report: ValidationReport | None = Field(None, description="of a failed validation")
+    report: ValidationReport | None = Field(
+        None, description="of a failed validation, or one that says more than the manifest may"
+    )
+    images: tuple[RenderedImage, ...] = Field((), description="what was rendered, wherever it was published")
     error: str | None = None
     error_type: str | None = None
     exit_code: int = 0

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from adapterline.values.base import Sha256, Value
+
+#: What the names of checks begin with that need the base's weights: a model was run, images were rendered.
+FORWARD: Final = "forward"
+RENDER: Final = "render"
 
 
 class Check(Value):
     """One thing that was checked, over all modules of a component."""
 
     name: str
+    consumer: str | None = Field(None, description="what loaded the file: diffusers, peft, or a reader of its rules")
     component: str | None = None
     observed: float | str
     limit: float | str
@@ -25,6 +32,8 @@ class ValidationReport(Value):
     bundle_digest: Sha256
     source_digest: Sha256 | None = None
     checks: tuple[Check, ...]
+    not_run: dict[str, str] = Field({}, description="what was not checked -> why; nothing is claimed of it")
+    consumers: dict[str, tuple[str, ...]] = Field({}, description="path of a file -> what it was loaded with")
     versions: dict[str, str] = {}
 
     @property
@@ -36,3 +45,8 @@ class ValidationReport(Value):
     def failures(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
+
+    def of_every_machine(self) -> ValidationReport:
+        """What a manifest may say: less what hangs on the base's weights, on a GPU, and on how either adds."""
+        kept = tuple(check for check in self.checks if not check.name.startswith((f"{FORWARD}: ", f"{RENDER}: ")))
+        return self.model_copy(update={"checks": kept, "not_run": {}})

@@ -282,8 +282,8 @@ def test_a_missing_file_is_found(exported: Exported, tmp_path: Path) -> None:
     shutil.copytree(exported.folder, folder)
     (folder / "embeddings/text_encoder/s0.safetensors").unlink()
     assert failed(exported, folder) == {"embeddings load"}
-    with pytest.raises(CheckpointError, match="s0"):
-        exported.report(folder)
+    names = {check.name for check in exported.report(folder).failures}
+    assert names == {"embeddings/text_encoder/s0.safetensors has its digest", "embeddings load"}
 
 
 def test_a_call_that_is_missing_is_found(exported: Exported) -> None:

@@ -85,8 +85,8 @@ def test_fails_when_one_element_of_one_layer_is_one_ulp_off(
         element = tensors[key].view(-1)[3:4]
         element.copy_(torch.nextafter(element, torch.tensor([torch.inf])))
 
-    report = broken(exported("portable"), tmp_path, edit)
-    assert failed(report) == {"factors, bit by bit"}
+    report = broken(exported("header"), tmp_path, edit)
+    assert failed(report) == {"effect, exact"}
     (check,) = report.failures
     assert [f"{check.component}.{module}" for module in check.modules] == [
         key.rpartition(".lora_")[0].replace("text_model.", "")
@@ -121,7 +121,7 @@ def test_fails_when_something_is_not_finite(exported: Callable[[str], Exported],
     report = broken(
         exported("portable"), tmp_path, lambda tensors, header: tensors[B].view(-1)[0:1].fill_(value) and None
     )
-    assert {"finite", "factors, bit by bit", "effect (relative change of the weight)"} <= failed(report)
+    assert {"finite", "effect, exact", "effect (relative change of the weight)"} <= failed(report)
 
 
 def test_fails_when_a_component_is_dead(exported: Callable[[str], Exported], tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_fails_when_a_block_does_not_exist(exported: Callable[[str], Exported], 
         for key in (A, B):
             tensors[key.replace("transformer_blocks.0", "transformer_blocks.77")] = tensors.pop(key)
 
-    assert {"all tensors arrive", "no module is missing"} <= failed(broken(exported("portable"), tmp_path, edit))
+    assert {"all layers arrive", "no module is missing"} <= failed(broken(exported("portable"), tmp_path, edit))
 
 
 def test_fails_when_two_layers_are_swapped(exported: Callable[[str], Exported], tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def failed(exported: Exported, tmp_path: Path, damage: Callable[[Tensors], None]
 def test_every_form_is_proven(exported: Exported) -> None:
     report = exported.report()
     assert report.passed, report.failures
-    assert {"factors, bit by bit", "effect (on random inputs)", "magnitude and bias"} <= {c.name for c in report.checks}
+    assert {"effect, exact", "effect (on random inputs)", "magnitude and bias"} <= {c.name for c in report.checks}
 
 
 @pytest.mark.parametrize("layer", ["to_q", "to_k", "to_out.0"])

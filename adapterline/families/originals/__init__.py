@@ -17,7 +17,12 @@ from adapterline.families.originals.cosmos import cosmos
 from adapterline.families.originals.flux import CHROMA, FLUX, PARTS
 from adapterline.families.originals.flux2 import FLUX2
 from adapterline.families.originals.flux3 import FLUX3
-from adapterline.families.originals.hunyuan_video import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
+from adapterline.families.originals.hunyuan_video import (
+    COMFY_HUNYUAN_VIDEO,
+    COMFY_HUNYUAN_VIDEO_15,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_15,
+)
 from adapterline.families.originals.ideogram4 import IDEOGRAM4
 from adapterline.families.originals.krea2 import KREA2
 from adapterline.families.originals.ltx2 import LTX2, LTX2_CONNECTORS
@@ -32,7 +37,7 @@ from adapterline.families.originals.unet import unet
 from adapterline.families.originals.wan import WAN, WAN_ANIMATE, WAN_ANIMATE_2, WAN_VACE
 from adapterline.families.originals.z_image import Z_IMAGE
 
-__all__ = ["ORIGINALS", "Rename", "rename", "renames"]
+__all__ = ["ORIGINALS", "Rename", "comfy_renames", "parts", "rename", "renames"]
 
 #: By model class; a function where the names depend on the configuration.
 #:
@@ -89,6 +94,18 @@ def renames(model_class: str, config: Mapping[str, Any]) -> tuple[Rename, ...]:
     """
     table = ORIGINALS.get(model_class, ())
     return table(config) if callable(table) else table
+
+
+#: By model class, where ComfyUI gave the original's modules names of its own.
+COMFY: Mapping[str, tuple[Rename, ...]] = {
+    "HunyuanVideo15Transformer3DModel": COMFY_HUNYUAN_VIDEO_15,
+    "HunyuanVideoTransformer3DModel": COMFY_HUNYUAN_VIDEO,
+}
+
+
+def comfy_renames(model_class: str, config: Mapping[str, Any]) -> tuple[Rename, ...]:
+    """What this model's modules are called in ComfyUI, where that is neither the original's name nor diffusers'."""
+    return COMFY.get(model_class, ())
 
 
 def parts(model_class: str) -> tuple[Rename, ...]:

@@ -1,6 +1,7 @@
 """HunyuanVideo and HunyuanVideo 1.5 (Tencent-Hunyuan), as their authors and musubi-tuner name them.
 
-ComfyUI renamed the blocks once more after FLUX's (`img_attn.qkv`), and maps these names to its own on loading.
+ComfyUI renamed the modules once more after FLUX's (`img_attn.qkv`), fused those of 1.5, and maps the authors' names to
+its own on loading; adapters name its own (comfy/ldm/hunyuan_video/model.py).
 """
 
 from __future__ import annotations
@@ -85,3 +86,49 @@ HUNYUAN_VIDEO_15 = (
     rename("final_layer.adaLN_modulation.1", "norm_out.linear", swapped=True),
     rename("final_layer.linear", "proj_out"),
 )
+
+_COMFY_FEED_FORWARD = (rename("0", "net.0.proj"), rename("2", "net.2"))
+
+_COMFY_DOUBLE = (
+    rename("img_mod.lin", "norm1.linear"),
+    rename("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+    rename("img_attn.proj", "attn.to_out.0"),
+    *within("img_mlp", "ff", _COMFY_FEED_FORWARD),
+    rename("txt_mod.lin", "norm1_context.linear"),
+    rename("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    rename("txt_attn.proj", "attn.to_add_out"),
+    *within("txt_mlp", "ff_context", _COMFY_FEED_FORWARD),
+)
+
+_COMFY_SINGLE = (*_SINGLE[:2], rename("modulation.lin", "norm.linear"))
+
+_COMFY_REFINER = (
+    rename("self_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+    rename("self_attn.proj", "attn.to_out.0"),
+    *within("mlp", "ff", _COMFY_FEED_FORWARD),
+    _REFINER[-1],
+)
+
+_COMFY_EMBEDDER = (rename("in_layer", "linear_1"), rename("out_layer", "linear_2"))
+
+_COMFY_TEXT = (
+    rename("input_embedder", "proj_in"),
+    *within("t_embedder", "time_text_embed.timestep_embedder", _COMFY_EMBEDDER),
+    *within("c_embedder", "time_text_embed.text_embedder", _COMFY_EMBEDDER),
+    *within("individual_token_refiner.blocks.{}", "token_refiner.refiner_blocks.{}", _COMFY_REFINER),
+)
+
+COMFY_HUNYUAN_VIDEO = (
+    rename("img_in.proj", "x_embedder.proj"),
+    *within("txt_in", "context_embedder", _COMFY_TEXT),
+    *within("time_in", "time_text_embed.timestep_embedder", _COMFY_EMBEDDER),
+    *within("vector_in", "time_text_embed.text_embedder", _COMFY_EMBEDDER),
+    *within("guidance_in", "time_text_embed.guidance_embedder", _COMFY_EMBEDDER),
+    *within("double_blocks.{}", "transformer_blocks.{}", _COMFY_DOUBLE),
+    *within("single_blocks.{}", "single_transformer_blocks.{}", _COMFY_SINGLE),
+    rename("final_layer.adaLN_modulation.1", "norm_out.linear", swapped=True),
+    rename("final_layer.linear", "proj_out"),
+)
+
+# Of 1.5, the blocks alone are known for certain: musubi-tuner's convert_hunyuan_video_1_5_lora_to_comfy.py.
+COMFY_HUNYUAN_VIDEO_15 = within("double_blocks.{}", "transformer_blocks.{}", _COMFY_DOUBLE)
