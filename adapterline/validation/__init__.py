@@ -141,7 +141,7 @@ def _prove(
             # Only diffusers' converters make other tensors than the files have.
             one_to_one = consumer.name != "diffusers" or (allowed.own and layout.layout != "kohya")
             meant = None if one_to_one else partial(_meant, exhibit.folder, layout, base)
-            check_loaded(shown, loaded, base, meant, partial(misfits, exhibit.folder, layout, base))
+            check_loaded(shown, loaded, base, meant, partial(misfits, exhibit.folder, layout, base, loaded))
             if adapter is not None and not loaded.error:
                 check_effect(shown, adapter, loaded, allowed)
                 check_norms(shown, adapter, loaded)

@@ -129,7 +129,7 @@ def _one_in(folder: Path) -> Path:
 
 def _loads_of(file: Path, base: Base) -> tuple[LoadCall, ...]:
     """The calls that load this file, and those of its export that lie beside it."""
-    calls = {component.file: load_call(base, component) for component in base.family.components}
+    calls = {component.file: load_call(base, component) for component in base.family.components if component.loads}
     if file.name not in calls:
         return (load_call(base, base.family.components[0], file.name),)
     return tuple(call for name, call in calls.items() if (file.parent / name).is_file())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterline.errors import CheckpointError
 from adapterline.families.base import Base
+from adapterline.families.control import layers_for
 from adapterline.families.skeleton import build_model, build_pipeline, quiet_libraries
 from adapterline.parallel import each_value
 from adapterline.validation import tolerances
@@ -60,7 +61,7 @@ def check_forward(
     """
     components = [name for name in base.models if loaded.components.get(name)]
     device = _device()
-    if reason := _obstacle(base, components, loads, loaded, device):
+    if reason := _obstacle(base, components, loaded, device):
         findings.not_run[FORWARD] = reason
         return
     try:
@@ -83,7 +84,7 @@ def check_forward(
 # --- may it be run? ---------------------------------------------------------------------------------------------------
 
 
-def _obstacle(base: Base, components: Sequence[str], loads: Sequence[LoadCall], loaded: Loaded, device: str) -> str:
+def _obstacle(base: Base, components: Sequence[str], loaded: Loaded, device: str) -> str:
     """Why nothing is run; empty if it can be."""
     if loaded.error:
         return "the file does not load"
@@ -92,7 +93,7 @@ def _obstacle(base: Base, components: Sequence[str], loads: Sequence[LoadCall], 
         return f"no weights: the base has none of {', '.join(without)} in a local folder"
     if not layers or any(part.is_meta for layer in layers for part in layer.parts):
         return "not every layer has data"
-    if any(loaded.norms.values()) or any(load.pipeline != base.pipeline for load in loads):
+    if any(loaded.norms.values()) or any(_widens(base, name, loaded) for name in components):
         return "the adapter changes the model itself: its first layer, or its norms"
     try:
         needed = 4 * parameters_of(base, components)
@@ -104,6 +105,12 @@ def _obstacle(base: Base, components: Sequence[str], loads: Sequence[LoadCall], 
     elif needed * _ROOM > (free := _free(device)):
         return f"{needed / 1e9:.1f} GB of weights in float32, and the GPU has {free / 1e9:.1f} GB free"
     return ""
+
+
+def _widens(base: Base, component: str, loaded: Loaded) -> bool:
+    """A control adapter, whose loader makes the model's first layer wider, whatever the pipeline is."""
+    inputs = {module: layer.delta.shape[1] for module, layer in loaded.components[component].items()}
+    return layers_for(base, component, inputs)[1] is not None
 
 
 def _device() -> str:

@@ -128,7 +128,7 @@ def alpha_pattern_added(copy: Copy) -> tuple[str, ...]:
     """the metadata says an alpha of its own for a layer that has none"""
     file, metadata, name = _of(copy, "alpha_pattern", lambda value: True)
     layer = copy.choose.choice(_with_prefix(copy, file, name))
-    metadata[name] = {**metadata[name], layer.module: 32}
+    metadata[name] = {layer.module: 32, **metadata[name]}  # the first that matches counts
     _write(file, metadata)
     return modules(layer)
 

@@ -75,12 +75,9 @@ def compiled_model_left_inside(copy: Copy) -> tuple[str, ...]:
 def compiled_block_left_inside(copy: Copy) -> tuple[str, ...]:
     """`_orig_mod.` is in the middle of one module's keys, as blocks have it that were compiled on their own"""
     layer = copy.pick(lambda layer: "." in layer.module)
-    copy.rename([layer], lambda key: "._orig_mod.".join(key.rsplit(".", 3 if "lora_" in key else 2)[:1] + [_end(key)]))
+    block, _, name = layer.module.rpartition(".")
+    copy.rename([layer], lambda key: key.replace(layer.module, f"{block}._orig_mod.{name}"))
     return modules(layer)
-
-
-def _end(key: str) -> str:
-    return ".".join(key.rsplit(".", 3 if "lora_" in key else 2)[1:])
 
 
 def adapter_name_left_in(copy: Copy) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ def module_moved(copy: Copy) -> tuple[str, ...]:
     """a module's tensors are under the name of another one, which was not trained"""
     layer, module = copy.choose.choice(_free_places(copy))
     copy.rename([layer], lambda key: key.replace(layer.module, module))
-    return modules(layer)
+    return (module,)
 
 
 def _free_places(copy: Copy) -> list[tuple[Layer, str]]:

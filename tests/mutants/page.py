@@ -27,8 +27,8 @@ A file of another tool may round a scale that its dtype cannot fold exactly, wit
 has to be rounded (the scale is in the header, or is a power of two), and in an export with its manifest, one unit in
 the last place of one element is caught. Bytes that are not those of the manifest are caught by their digest.
 
-Other names for the same count as broken unless a family's loader knows them: unless the weights of a real model are the
-same after loading and merging.
+Other names for the same count as broken unless a family's loader knows them: unless the layers of a real model compute
+the same with them.
 """
 
 

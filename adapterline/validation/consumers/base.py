@@ -41,6 +41,15 @@ class LoadedLayer:
         factors = (self.delta.a, self.delta.b) if isinstance(self.delta, LowRank) else self.parts
         return not all(bool(factor.any()) for factor in factors)
 
+    @property
+    def is_filler(self) -> bool:
+        """True if it changes nothing and no file is known to have it: some loaders make zeros for what a file lacks.
+
+        Wan's gives an image-to-video model zeros for the image keys and values that a text-to-video adapter has no
+        factors for (`_maybe_expand_t2v_lora_for_i2v`).
+        """
+        return not self.dtype and self.is_zero
+
 
 @dataclass(frozen=True)
 class Loaded:

@@ -79,19 +79,12 @@ def _described(loaded: Loaded, written: Mapping[str, Mapping[str, TensorInfo]], 
     """With what the files say: how many tensors they have, and how each layer is stored.
 
     `flat` is what files with sd-scripts' keys are read as by their own rules.
-
-    Less the layers that are in no file and change nothing: Wan's loader gives an image-to-video model zeros for the
-    image keys and values that a text-to-video adapter has no factors for (`_maybe_expand_t2v_lora_for_i2v`).
     """
     dtypes = {name: _dtypes(tensors) for name, tensors in written.items()}
     for name, found in flat.components.items() if flat else ():
         dtypes[name] = {module: layer.dtype for module, layer in found.items()}
     components = {
-        name: {
-            module: replace(layer, dtype=dtypes.get(name, {}).get(module, ""))
-            for module, layer in layers.items()
-            if module in dtypes.get(name, ()) or not layer.is_zero
-        }
+        name: {module: replace(layer, dtype=dtypes.get(name, {}).get(module, "")) for module, layer in layers.items()}
         for name, layers in loaded.components.items()
     }
     return replace(
@@ -99,7 +92,7 @@ def _described(loaded: Loaded, written: Mapping[str, Mapping[str, TensorInfo]], 
         components=components,
         written={name: len(tensors) for name, tensors in written.items()},
         arrived={
-            name: sum(len(layer.parts) for layer in layers.values())
+            name: sum(len(layer.parts) for layer in layers.values() if not layer.is_filler)
             # a norm's weight did, if it is no longer the skeleton's zero
             + sum(bool(weight.any()) for weight in loaded.norms.get(name, {}).values())
             for name, layers in components.items()
