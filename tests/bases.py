@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "base_configs"
 FAMILIES = ("sd15", "sdxl", "sd3", "flux", "flux2", "qwenimage")
 
+#: What a LoraConfig may say beside rank, alpha and targets, for modules of UNets, transformers and text encoders.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "alpha": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "patterns": {
+        "rank_pattern": {"(to_k|k_proj)": 2, r".*\.0\..*(to_v|v_proj)": 3},
+        "alpha_pattern": {"(to_v|v_proj)": 1.5, r".*\.0\..*(to_q|q_proj)": 7},
+    },
+    "bias": {"lora_bias": True},
+}
+
 _TEXT_TOKENS = 7
 
 

@@ -22,7 +22,7 @@ from adapterline.scratch import Scratch
 from adapterline.serialize import serialize
 from adapterline.settings import Settings
 from adapterline.values import WEIGHT_NAME, ExportOptions
-from tests.bases import PeftAdapter, forward, peft_adapter
+from tests.bases import VARIANTS, PeftAdapter, forward, peft_adapter
 
 BaseOf = Callable[[str], Path]
 
@@ -44,16 +44,6 @@ COMPONENTS: dict[tuple[str, str], list[str]] = {
     ("flux", "text_encoder"): CLIP,
     ("flux2", "transformer"): FLUX2,
     ("qwenimage", "transformer"): UNET,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "alpha": {},
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "patterns": {
-        "rank_pattern": {"(to_k|k_proj)": 2, r".*\.0\..*(to_v|v_proj)": 3},
-        "alpha_pattern": {"(to_v|v_proj)": 1.5, r".*\.0\..*(to_q|q_proj)": 7},
-    },
-    "bias": {"lora_bias": True},
 }
 #: SDXL's UNet is large, and what it shares with that of Stable Diffusion 1.5 is tried there.
 CASES = [

@@ -268,7 +268,6 @@ def _pictures(pipeline: Any, prompt: str, options: ExportOptions) -> list[Pictur
     try:
         with torch.no_grad():
             output = pipeline(prompt=prompt, generator=generator, output_type="np", **arguments)
-        return pictures_of(output)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"The GPU has too little memory to render this: {_said(error)}.",
@@ -279,6 +278,7 @@ def _pictures(pipeline: Any, prompt: str, options: ExportOptions) -> list[Pictur
             f"{type(pipeline).__name__} cannot render this: {_said(error)}.",
             remedy="Change the options of --render, or leave it out.",
         ) from error
+    return pictures_of(output)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

@@ -14,28 +14,12 @@ from diffusers import DiffusionPipeline
 from adapterline.deltas import LowRank
 from adapterline.errors import ConversionError
 from adapterline.families.base import Base, read_base
-from adapterline.families.skeleton import targets
 from adapterline.layouts import convert
 from adapterline.serialize import write_safetensors
 from adapterline.values import WEIGHT_NAME, Adapter, ExportOptions, FilePlan, LoadCall
+from tests.layouts.random_deltas import deltas_for, names_in
 
 BaseOf = Callable[[str], Path]
-
-
-def names_in(base: Base, component: str, pattern: str) -> list[str]:
-    return sorted(name for name in targets(base, component) if re.search(pattern, name))
-
-
-def deltas_for(base: Base, component: str, names: list[str], rank: int = 4, scale: float = 2.0) -> dict[str, LowRank]:
-    deltas = {}
-    for number, name in enumerate(names):
-        out, *inner = targets(base, component)[name].shape
-        generator = torch.Generator().manual_seed(number)
-        b = (out, rank, *[1] * (len(inner) - 1))
-        deltas[name] = LowRank(
-            torch.randn(rank, *inner, generator=generator), torch.randn(b, generator=generator), scale
-        )
-    return deltas
 
 
 def with_parts(deltas: dict[str, LowRank], **parts: bool) -> dict[str, LowRank]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -41,11 +40,12 @@ from adapterline.values import (
     Plan,
     canonical_json,
 )
-from tests.bases import PeftAdapter, forward, load_component, peft_adapter
+from tests.bases import VARIANTS, PeftAdapter, forward, load_component, peft_adapter
 from tests.families.adapted import layers_of, same_layers, train
 from tests.families.tiny import CASES
 from tests.hub_double.server import Hub
 from tests.hub_fixtures import WRITER
+from tests.layouts.random_deltas import deltas_for, names_in
 from tests.line import Exported, run_line
 from tests.packages import order_of
 from tests.publishing import manifest_of, publish
@@ -70,16 +70,6 @@ COMPONENTS: dict[tuple[str, str], list[str]] = {
     ("sdxl", "text_encoder_2"): [*CLIP, "text_projection"],
     ("flux", "transformer"): UNET,
     ("flux", "text_encoder"): CLIP,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "alpha": {},
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "patterns": {
-        "rank_pattern": {"(to_k|k_proj)": 2, r".*\.0\..*(to_v|v_proj)": 3},
-        "alpha_pattern": {"(to_v|v_proj)": 1.5, r".*\.0\..*(to_q|q_proj)": 7},
-    },
-    "bias": {"lora_bias": True},
 }
 #: UNets are large; a variant that is tried with a convolution is not tried without.
 SLOW = {("sdxl", "unet", variant) for variant in VARIANTS if variant != "dora"} | {
@@ -311,22 +301,6 @@ def test_summary_counts_an_adapter_once(base: BaseOf, tmp_path: Path) -> None:
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def names_in(base: Base, component: str, pattern: str) -> list[str]:
-    return sorted(name for name in targets(base, component) if re.search(pattern, name))
-
-
-def deltas_for(base: Base, component: str, names: list[str], rank: int = 4, scale: float = 2.0) -> dict[str, LowRank]:
-    deltas = {}
-    for number, name in enumerate(names):
-        out, *inner = targets(base, component)[name].shape
-        generator = torch.Generator().manual_seed(number)
-        b = (out, rank, *[1] * (len(inner) - 1))
-        deltas[name] = LowRank(
-            torch.randn(rank, *inner, generator=generator), torch.randn(b, generator=generator), scale
-        )
-    return deltas
 
 
 def planned(base: Base, components: dict[str, dict[str, LowRank]], options: ExportOptions = ALONE) -> Plan:
