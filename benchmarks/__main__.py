@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import line, serialize
+from benchmarks import line, proof, serialize
 
-BENCHMARKS = (serialize, line)
+BENCHMARKS = (serialize, line, proof)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:
