@@ -28,10 +28,10 @@ fuzz: install
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -n 2 --dist loadfile -m "" --timeout 3600 $(shell grep -rl "from hypothesis" tests --include=test_*.py)
 
 compatibility: install
-	$(BIN)/python -W ignore -m tests.compatibility
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.compatibility
 
 mutants: install
-	$(BIN)/python -W ignore -m tests.mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.mutants
 
 lint: install
 	$(BIN)/ruff check .
