@@ -1,16 +1,17 @@
-"""What a Python caller uses: `adapterline.inspect`, `adapterline.export`, `adapterline.validate`."""
+"""What a Python caller uses: `adapterline.inspect`, `export`, `validate`, `notify`."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from adapterline.checkpoints import fetch, load_checkpoint
-from adapterline.errors import AdapterlineError, MachineError
+from adapterline.errors import AdapterlineError, MachineError, UsageError
 from adapterline.inspection import Inspection, inspect
 from adapterline.values import ExportOptions, LineageRecord, TrainingRun, ValidationReport
 
-__all__ = ["Inspection", "export", "inspect", "validate"]
+__all__ = ["Inspection", "export", "inspect", "notify", "validate"]
 
 
 def export(
@@ -65,6 +66,56 @@ def validate(
         if source:
             check_base(base, source)
         return validate_file(path, open_base(base, work / "base"), source, options)
+
+
+def notify(checkpoint: str, *, base: str | None = None, name: str | None = None, run: TrainingRun | None = None) -> str:
+    """Tells Prefect that a training run left `checkpoint`: the last call of a training script. Gives the event's id.
+
+    The deployment that listens (`make deploy`) decides where the export goes and how it is made. A local path must be
+    one that its worker sees. Sent twice, it is one event. `run.finished_at` is now, unless given.
+    UsageError for what cannot be; MachineError, transient, if the API of `PREFECT_API_URL` cannot be reached.
+    """
+    from datetime import UTC, datetime
+
+    from pydantic import ValidationError
+
+    from adapterline.events import TrainingCompleted
+    from adapterline.events.training_completed import absolute
+
+    run = run or TrainingRun()
+    if run.finished_at is None:
+        run = run.model_copy(update={"finished_at": datetime.now(UTC)})
+    try:
+        event = TrainingCompleted(checkpoint=absolute(checkpoint), base=base, name=name, run=run)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}.") from error
+    _send(event.to_event())
+    return str(event.id)
+
+
+def _send(event: dict[str, Any]) -> None:
+    """One event, over HTTP: unlike `prefect.events.emit_event` it says whether it arrived."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise MachineError(
+            "PREFECT_API_URL is not set: nobody would be told.",
+            expected="the URL of the Prefect server that the deployment is on",
+            remedy="Set PREFECT_API_URL, or use a Prefect profile.",
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.request("POST", "/events", json=[event]).raise_for_status()
+    except httpx.HTTPError as error:
+        raise MachineError(
+            f"The event was not taken by {PREFECT_API_URL.value()}: {str(error).splitlines()[0][:200]}.",
+            expected="a Prefect server",
+            remedy="Check PREFECT_API_URL and the server, then notify again: it is the same event.",
+            transient=True,
+        ) from error
 
 
 def _is_about_the_api(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -241,6 +242,65 @@ def validate(
             ValidationFailedError(f"{Path(file).name} {what}: {found}.", report=report, remedy="Do not publish it."),
             as_json=False,
         )
+
+
+@app.command
+def notify(
+    *,
+    checkpoint: str,
+    base: str | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+    step: int | None = None,
+    finished_at: datetime | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    code: str | None = None,
+    trainer: str | None = None,
+    json: Json = False,
+) -> None:
+    """Tell Prefect that a training run left a checkpoint: what a training script calls last.
+
+    Parameters
+    ----------
+    checkpoint
+        A path that the worker sees, s3://bucket/key or hf://org/name.
+    base
+        The architecture to prove on. Default: what the deployment or the checkpoint says.
+    name
+        The name to publish under. Default: the checkpoint's.
+    run_id
+        The training run.
+    step
+        The last one.
+    finished_at
+        When it ended, with a time zone or in UTC. Default: now.
+    base_model
+        What it was trained on: a Hub id, with @revision if known.
+    dataset
+        What it was trained with.
+    code
+        Repository and commit of the training code.
+    trainer
+        What trained it.
+    """
+    from adapterline import api
+    from adapterline.values import TrainingRun
+
+    if finished_at is not None and finished_at.tzinfo is None:
+        finished_at = finished_at.replace(tzinfo=UTC)
+    run = _made(
+        TrainingRun,
+        run_id=run_id,
+        step=step,
+        finished_at=finished_at,
+        base_model=base_model,
+        dataset=dataset,
+        code=code,
+        trainer=trainer,
+    )
+    event = api.notify(checkpoint, base=base, name=name, run=run)
+    _print({"event": event}, lambda: f"told: event {event}", json)
 
 
 @app.command

@@ -4,7 +4,7 @@
     ├── UsageError                  2   the request itself is wrong: a name, an option, a URI
     ├── RefusedError                3   the input will not be exported, and a retry changes nothing
     │   ├── CheckpointError             it cannot be read, or does not say what it means
-    │   │   └── CheckpointIncompleteError   it is still being written: try again later
+    │   │   └── CheckpointIncompleteError   it is still being written, or not there yet: try again later
     │   ├── FamilyError                 the base, or the pair of base and checkpoint, is not supported
     │   └── ConversionError             its effect cannot be carried exactly by what was asked for
     ├── ValidationFailedError       4   the exported file does not do what was trained; has the whole report
@@ -58,7 +58,7 @@ class CheckpointError(RefusedError):
 
 
 class CheckpointIncompleteError(CheckpointError):
-    """The checkpoint is still being written. The same call may succeed later."""
+    """The checkpoint is still being written, or not there yet. The same call may succeed later."""
 
 
 class FamilyError(RefusedError):
