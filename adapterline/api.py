@@ -1,17 +1,22 @@
-"""What a Python caller uses: `adapterline.inspect`, `export`, `validate`, `notify`."""
+"""What a Python caller uses: `adapterline.inspect`, `export`, `validate`, `sweep`, `notify`."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterline.checkpoints import fetch, load_checkpoint
 from adapterline.errors import AdapterlineError, MachineError, UsageError
 from adapterline.inspection import Inspection, inspect
 from adapterline.values import ExportOptions, LineageRecord, TrainingRun, ValidationReport
 
-__all__ = ["Inspection", "export", "inspect", "notify", "validate"]
+if TYPE_CHECKING:
+    from adapterline.sweep import SweepSummary
+
+__all__ = ["Inspection", "export", "inspect", "notify", "sweep", "validate"]
 
 
 def export(
@@ -29,21 +34,30 @@ def export(
     """
     from flows.export import export_adapter
 
-    try:
+    with _api_errors():
         return export_adapter(
             checkpoint=checkpoint, base=base, name=name, to=to, run=run, options=options or ExportOptions()
         )
-    except AdapterlineError:
-        raise
-    except Exception as error:
-        if _is_about_the_api(error):
-            raise MachineError(
-                f"The Prefect API cannot be used: {str(error).splitlines()[0][:200]}.",
-                expected="a Prefect server",
-                remedy="Check PREFECT_API_URL, or unset it to use a temporary server.",
-                transient=True,
-            ) from error
-        raise
+
+
+def sweep(
+    roots: tuple[str, ...],
+    to: tuple[str, ...] = (),
+    base: str | None = None,
+    options: ExportOptions | None = None,
+    steps: str = "final",
+    deployment: str | None = None,
+) -> SweepSummary:
+    """Runs the flow `export-nightly` in this process; see `flows.nightly.export_nightly`.
+
+    SweepFailedError, which has the summary, if anything failed; MachineError if there is no Prefect API to be had.
+    """
+    from flows.nightly import export_nightly
+
+    with _api_errors():
+        return export_nightly(
+            roots=roots, to=to, base=base, options=options or ExportOptions(), steps=steps, deployment=deployment
+        )
 
 
 def validate(
@@ -116,6 +130,24 @@ def _send(event: dict[str, Any]) -> None:
             remedy="Check PREFECT_API_URL and the server, then notify again: it is the same event.",
             transient=True,
         ) from error
+
+
+@contextlib.contextmanager
+def _api_errors() -> Iterator[None]:
+    """Makes a Prefect API that cannot be used a MachineError."""
+    try:
+        yield
+    except AdapterlineError:
+        raise
+    except Exception as error:
+        if _is_about_the_api(error):
+            raise MachineError(
+                f"The Prefect API cannot be used: {str(error).splitlines()[0][:200]}.",
+                expected="a Prefect server",
+                remedy="Check PREFECT_API_URL, or unset it to use a temporary server.",
+                transient=True,
+            ) from error
+        raise
 
 
 def _is_about_the_api(error: BaseException | None) -> bool:

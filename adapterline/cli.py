@@ -245,6 +245,49 @@ def validate(
 
 
 @app.command
+def sweep(
+    *roots: str,
+    base: str | None = None,
+    to: Annotated[list[str] | None, Parameter(negative="")] = None,
+    steps: str = "final",
+    layout: str = "diffusers",
+    dtype: DTypeName = None,
+    deployment: str | None = None,
+    json: Json = False,
+) -> None:
+    """Export whatever is finished under the roots and not exported yet; what fails or is refused stops nothing.
+
+    Parameters
+    ----------
+    roots
+        Folders or s3://bucket/prefix; what lies directly in one is a training run each.
+    base
+        The architecture to prove on, where a run says none.
+    to
+        Where to publish, as often as needed.
+    steps
+        final, all or every:N.
+    layout
+        The layouts to write, separated by commas.
+    deployment
+        Export by runs of this deployment, export-adapter/on-completion, with its destinations.
+    """
+    from adapterline import api
+    from adapterline.errors import SweepFailedError
+    from adapterline.texts import sweep_text
+
+    _prepare_prefect(show_steps=sys.stderr.isatty())
+    options = _options(layouts=_split(layout), dtype=dtype)
+    try:
+        summary, failure = api.sweep(roots, tuple(to or ()), base, options, steps, deployment), None
+    except SweepFailedError as error:
+        summary, failure = error.summary, error
+    _print(summary.model_dump(mode="json") | {"counts": summary.counts}, lambda: sweep_text(summary), json)
+    if failure:
+        _fail(failure, as_json=False)
+
+
+@app.command
 def notify(
     *,
     checkpoint: str,

@@ -1,6 +1,7 @@
 """Every error that adapterline raises on purpose, and what a caller may conclude from it.
 
     AdapterlineError                    exit code 1: a bug, unless it is one of these
+    ├── SweepFailedError            1   something that a sweep tried failed; the rest was done
     ├── UsageError                  2   the request itself is wrong: a name, an option, a URI
     ├── RefusedError                3   the input will not be exported, and a retry changes nothing
     │   ├── CheckpointError             it cannot be read, or does not say what it means
@@ -21,6 +22,7 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from adapterline.sweep import SweepSummary
     from adapterline.values import ValidationReport
 
 
@@ -39,6 +41,16 @@ class AdapterlineError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Prefect pickles what a task raises; keyword arguments are not in `args`.
         return _rebuild, (type(self), self.__dict__.copy())
+
+
+class SweepFailedError(AdapterlineError):
+    """Something that a sweep tried failed, for another reason than being refused. The rest was done."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, summary: SweepSummary, expected: str = "", remedy: str = "") -> None:
+        super().__init__(found, expected=expected, remedy=remedy)
+        self.summary = summary
 
 
 class UsageError(AdapterlineError):

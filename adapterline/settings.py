@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(10, ge=0, description="the first pause; each further one is twice as long")
     allowed_roots: Listed = Field((), description="what a checkpoint's URI must lie under: folders, s3:// or hf://")
     allowed_names: Listed = Field((), description="patterns (team-a-*) of the names that may be published")
+    parallel: int = Field(2, ge=1, le=64, description="how many exports of a sweep run at once in its own process")
+    quiet_seconds: float = Field(600, ge=0, description="a run without _SUCCESS is finished after so long in silence")
     incomplete_tries: int = Field(12, ge=0, description="how often a deployed run waits for a checkpoint to be whole")
     incomplete_seconds: float = Field(300, gt=0, description="and how long each time")
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")

@@ -10,6 +10,7 @@ from adapterline.package.card import snippets
 
 if TYPE_CHECKING:
     from adapterline.inspection import Inspection
+    from adapterline.sweep import SweepSummary
     from adapterline.values import Check, LineageRecord, ValidationReport
 
 
@@ -71,6 +72,17 @@ def report_text(report: ValidationReport) -> str:
         lines += [_check_line(check) for check in report.checks if check.consumer == consumer]
     lines += [f"  --     {name}: not run, {why}" for name, why in report.not_run.items()]
     return "\n".join(lines)
+
+
+def sweep_text(summary: SweepSummary) -> str:
+    """Every checkpoint a line, but for what was skipped, and the counts."""
+    lines = []
+    for item in summary.items:
+        if item.outcome != "skipped":
+            at = "" if item.step is None else f" step {item.step}"
+            version = f" {item.name} {item.digest[:12]}" if item.digest else ""
+            lines.append(f"  {item.outcome:<10} {item.checkpoint}{at}{version}" + (f": {item.why}" if item.why else ""))
+    return "\n".join([summary.line(), *lines])
 
 
 def _check_line(check: Check) -> str:

@@ -98,7 +98,9 @@ def _prefect(*arguments: str) -> str:
         [sys.executable, "-m", "prefect", "--no-prompt", *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"error: prefect {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        print(f"error: prefect {' '.join(arguments)} ended with {done.returncode}:", file=sys.stderr)
+        print(done.stdout + done.stderr, file=sys.stderr)
+        sys.exit(1)
     return done.stdout
 
 

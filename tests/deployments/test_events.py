@@ -107,6 +107,36 @@ def test_deploying_again_leaves_one_automation_and_one_pool(deployed: Deployed) 
     assert {queue["name"] for queue in queues} >= {"exports", "renders", "sweeps"}
 
 
+def test_the_sweep_is_scheduled_once_a_night_and_never_twice_at_once(deployed: Deployed) -> None:
+    (nightly,) = deployed.post("/deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})
+    assert [(each["schedule"]["cron"], each["active"]) for each in nightly["schedules"]] == [("0 3 * * *", True)]
+    assert nightly["parameters"]["roots"] == [str(deployed.runs_root)]
+    assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+@pytest.mark.slow
+def test_a_sweep_fans_out_to_the_deployment(deployed: Deployed, trained: Trained) -> None:
+    root = deployed.runs_root / "swept"
+    for name in ("team-a-one", "team-b-two"):
+        shutil.copytree(trained.checkpoint, root / name)
+        (root / name / "_SUCCESS").touch()
+    (nightly,) = deployed.post("/deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})
+    asked = {"parameters": {"roots": [str(root)], "base": str(trained.base)}}
+    run = deployed.post(f"/deployments/{nightly['id']}/create_flow_run", asked)
+
+    def ended() -> str | None:
+        found = httpx.get(f"{deployed.api}/flow_runs/{run['id']}", timeout=60).json()
+        return str(found["state_type"]) if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
+
+    assert eventually(ended, "end of the sweep") == "COMPLETED"
+    body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
+    (summary,) = deployed.post("/artifacts/filter", body)
+    assert summary["description"] == "0 failed, 1 refused, 1 exported, 0 unfinished, 0 skipped"
+    assert "may not be published from here" in summary["data"]
+    assert (deployed.out / "team-a-one" / "latest.json").is_file()
+
+
 def test_an_event_becomes_a_published_adapter_with_its_artifacts(deployed: Deployed, trained: Trained) -> None:
     checkpoint = copied(deployed, trained, "run-7")
     run = TrainingRun(run_id="run-7", step=4, dataset='sks "dog" <1>')
