@@ -1,4 +1,4 @@
-"""What a Python caller uses: `adapterline.inspect`, `export`, `validate`, `sweep`, `notify`."""
+"""What a Python caller uses: `adapterline.inspect`, `export`, `validate`, `sweep`, `notify`, `doctor`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from adapterline.inspection import Inspection, inspect
 from adapterline.values import ExportOptions, LineageRecord, TrainingRun, ValidationReport
 
 if TYPE_CHECKING:
+    from adapterline.doctor import Finding
     from adapterline.sweep import SweepSummary
 
-__all__ = ["Inspection", "export", "inspect", "notify", "sweep", "validate"]
+__all__ = ["Inspection", "doctor", "export", "inspect", "notify", "sweep", "validate"]
 
 
 def export(
@@ -106,6 +107,61 @@ def notify(checkpoint: str, *, base: str | None = None, name: str | None = None,
         raise UsageError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}.") from error
     _send(event.to_event())
     return str(event.id)
+
+
+def doctor(to: tuple[str, ...] = ()) -> tuple[Finding, ...]:
+    """Tries everything that an export to these destinations needs, and the Prefect server; see `adapterline.doctor`."""
+    from adapterline.doctor import examine
+
+    return (*examine(to), *_prefect_findings())
+
+
+def _prefect_findings() -> Iterator[Finding]:
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+    from prefect.settings import PREFECT_API_URL
+
+    from adapterline.doctor import Finding
+
+    if not (url := PREFECT_API_URL.value()):
+        yield Finding(
+            name="prefect server",
+            status="warning",
+            observed="PREFECT_API_URL is not set: each run starts a server of its own, and no deployment works",
+            remedy="Start one with `prefect server start`, and set PREFECT_API_URL.",
+        )
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            server = client.api_version()
+            yield Finding(name="prefect server", status="ok", observed=f"{url} answers, version {server}")
+            ours = client.read_deployments(
+                deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=["adapterline"]))
+            )
+            names = sorted({name for each in ours if (name := each.work_pool_name)})
+            pools = [client.read_work_pool(name) for name in names]
+    except httpx.HTTPError as error:
+        yield Finding(
+            name="prefect server",
+            status="failed",
+            observed=f"{url}: {str(error).splitlines()[0][:200]}",
+            remedy="Check PREFECT_API_URL and the server.",
+        )
+        return
+    if not ours:
+        fix = "`make deploy`, if events should start exports."
+        yield Finding(name="deployments", status="warning", observed="none", remedy=fix)
+        return
+    yield Finding(name="deployments", status="ok", observed=", ".join(sorted(each.name for each in ours)))
+    for pool in pools:
+        ready = str(getattr(pool.status, "value", pool.status)) == "READY"
+        yield Finding(
+            name=f"work pool {pool.name}",
+            status="ok" if ready else "warning",
+            observed=f"{pool.type}, {'a worker is there' if ready else 'no worker is there'}",
+            remedy="" if ready else f"prefect worker start --pool {pool.name}",
+        )
 
 
 def _send(event: dict[str, Any]) -> None:

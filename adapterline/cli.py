@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
-from adapterline.errors import AdapterlineError, UsageError, ValidationFailedError
+from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
 from adapterline.texts import inspection_text, record_text, report_text
 
 if TYPE_CHECKING:
@@ -344,6 +344,24 @@ def notify(
     )
     event = api.notify(checkpoint, base=base, name=name, run=run)
     _print({"event": event}, lambda: f"told: event {event}", json)
+
+
+@app.command
+def doctor(*, to: Annotated[list[str] | None, Parameter(negative="")] = None, json: Json = False) -> None:
+    """Try everything that an export needs here, and say what to do about what is missing.
+
+    Parameters
+    ----------
+    to
+        A destination to try, as often as needed. Nothing stays there.
+    """
+    from adapterline import api
+    from adapterline.texts import doctor_text
+
+    findings = api.doctor(tuple(to or ()))
+    _print({"findings": [each.model_dump(mode="json") for each in findings]}, lambda: doctor_text(findings), json)
+    if failed := [each.name for each in findings if each.status == "failed"]:
+        _fail(MachineError(f"{', '.join(failed)}: not as needed.", remedy="See above."), as_json=False)
 
 
 @app.command
