@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from adapterline.scratch import Scratch
 from adapterline.settings import Settings
 from adapterline.values.base import Value
 
+T = TypeVar("T")
 Status = Literal["ok", "warning", "failed"]
 #: Bytes that a large adapter takes on its way: FLUX at rank 128 in fp32, twice.
 _ROOM = 5e9
@@ -51,7 +52,7 @@ def examine(to: tuple[str, ...] = ()) -> Iterator[Finding]:
         yield _destination(uri)
 
 
-def tried(name: str, do: Callable[[], object]) -> object | Finding:
+def tried(name: str, do: Callable[[], T]) -> T | Finding:
     """What `do` gives, or the finding that it failed."""
     try:
         return do()
@@ -121,7 +122,6 @@ def _scratch(settings: Settings) -> Finding:
     free = tried("scratch", use)
     if isinstance(free, Finding):
         return free
-    assert isinstance(free, int)
     enough = free >= _ROOM
     return Finding(
         name="scratch",
