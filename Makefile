@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-full fuzz compatibility mutants lint format types bench clean
+.PHONY: install demo test test-full fuzz compatibility mutants lint format types bench deploy clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+deploy: install
+	$(BIN)/python -m deployments.deploy $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo build dist
