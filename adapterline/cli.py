@@ -89,6 +89,10 @@ def export(
     render_height: int | None = None,
     render_frames: int | None = None,
     render_guidance: float | None = None,
+    trigger: Annotated[list[str] | None, Parameter(negative="")] = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     base_model: str | None = None,
     run_id: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -129,6 +133,14 @@ def export(
         Of a video.
     render_guidance
         The pipeline's guidance_scale.
+    trigger
+        A word that calls what was trained, for the card, as often as needed.
+    license
+        The Hub's identifier of the adapter's licence. Default: the base's, where it is known.
+    license_name
+        Of a license that is other.
+    license_link
+        Where its text is.
     base_model
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
@@ -159,6 +171,10 @@ def export(
         render_height=render_height,
         render_frames=render_frames,
         render_guidance=render_guidance,
+        trigger=tuple(trigger) if trigger else None,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
     )
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(

@@ -92,6 +92,7 @@ def export_adapter(
             components=summarize(adapter, plan, options.approximate),
             left_out=adapter.left_out,
             run=run,
+            options=options,
         )
         if not to:
             return record(journal.validated())
