@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from adapterline.errors import UsageError
@@ -38,13 +38,34 @@ class Settings(BaseSettings):
     scratch_max_days: float = Field(14, gt=0, description="and of what was not used for so long")
     retries: int = Field(3, ge=0, le=10, description="of loading and uploading, on transient faults")
     retry_seconds: float = Field(10, ge=0, description="the first pause; each further one is twice as long")
+    s3_addressing: Literal["path", "virtual", "auto"] | None = Field(
+        None, description="of buckets: endpoint/bucket or bucket.endpoint; without it, as the profile says"
+    )
+    s3_sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        None, description="encryption of what is published; without it, as the bucket says"
+    )
+    s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
+    s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
+
+    @model_validator(mode="after")
+    def _storage_fits(self) -> Self:
+        if self.s3_kms_key and not (self.s3_sse or "").startswith("aws:kms"):
+            raise ValueError("s3_kms_key is given, and s3_sse is not aws:kms")
+        if self.s3_storage_class in ("GLACIER", "DEEP_ARCHIVE"):
+            raise ValueError(f"from s3_storage_class {self.s3_storage_class} nothing can be read back at once")
+        return self
 
     def __init__(self, **given: Any) -> None:
         try:
             super().__init__(**given)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # two settings that do not fit
+                raise UsageError(
+                    f"The settings do not fit: {str(first['msg']).removeprefix('Value error, ')}.",
+                    remedy="Correct one of them, in ADAPTERLINE_* or adapterline.toml.",
+                ) from error
             name = "_".join(str(part) for part in first["loc"])
             raise UsageError(
                 f"The setting {name} is {first['input']!r}: {first['msg']}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapterline.destinations.base import Destination
 from adapterline.errors import UsageError
+from adapterline.settings import Settings
 
 
 def open_destination(uri: str, name: str) -> Destination:
@@ -15,11 +16,13 @@ def open_destination(uri: str, name: str) -> Destination:
         return FolderDestination(uri, name)
     if scheme == "s3":
         from adapterline.destinations.s3 import S3Destination
+        from adapterline.destinations.s3_objects import Storage
 
-        return S3Destination(uri, name)
+        settings = Settings()
+        storage = Storage(settings.s3_sse, settings.s3_kms_key, settings.s3_storage_class)
+        return S3Destination(uri, name, storage=storage)
     if scheme == "hf":
         from adapterline.destinations.hub import HubDestination
-        from adapterline.settings import Settings
 
         return HubDestination(uri, name, private=Settings().hub_private)
     raise UsageError(
