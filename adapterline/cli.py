@@ -90,6 +90,9 @@ def export(
     render_guidance: float | None = None,
     base_model: str | None = None,
     run_id: str | None = None,
+    hub_public: Annotated[bool, Parameter(negative="")] = False,
+    hub_branch: str | None = None,
+    hub_pr: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -132,6 +135,12 @@ def export(
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
         The training run.
+    hub_public
+        A Hub repository that has to be created is public.
+    hub_branch
+        Publish on this branch of the Hub repository instead of main.
+    hub_pr
+        Open a pull request to main instead of committing to it.
     dry_run
         End after the proof, whatever --to says.
     """
@@ -159,6 +168,7 @@ def export(
         render_frames=render_frames,
         render_guidance=render_guidance,
     )
+    _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(
         checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options
@@ -274,6 +284,16 @@ def _made(kind: type[Made], **given: Any) -> Made:
         field = str(first["loc"][0])
         option = f"--{field.replace('_', '-')}" if field != "layouts" else "--layout"
         raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
+
+
+def _set(**given: str | bool | None) -> None:
+    """Settings of this process: how to publish is no property of an export, nor a parameter that an event may give."""
+    from adapterline.settings import Settings
+
+    for name, value in given.items():
+        if value is not None:
+            os.environ[f"ADAPTERLINE_{name.upper()}"] = str(value)
+    Settings()
 
 
 def _split(text: str) -> tuple[str, ...]:

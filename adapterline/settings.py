@@ -6,13 +6,17 @@ Credentials are none of ours: boto3 reads `AWS_*` and its profiles, huggingface_
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from adapterline.errors import UsageError
+
+# What git allows and what no address has to quote: https://git-scm.com/docs/git-check-ref-format
+_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9]([\w./-]{0,98}[A-Za-z0-9_-])?", re.ASCII)
 
 
 def _home(variable: str, default: str) -> Path:
@@ -47,6 +51,22 @@ class Settings(BaseSettings):
     s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
     s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
+    hub_create: bool = Field(True, description="a Hub repository that is not there is created")
+    hub_pr: bool = Field(False, description="on the Hub, open a pull request instead of committing to main")
+    hub_branch: str = Field("main", description="the branch of the Hub that takes the place of main")
+
+    @field_validator("hub_branch")
+    @classmethod
+    def _is_branch(cls, name: str) -> str:
+        if not _BRANCH.fullmatch(name) or name.startswith(("sha-", "stage-", "refs/")):
+            raise ValueError("no name of a branch that people may follow")
+        return name
+
+    @model_validator(mode="after")
+    def _hub_fits(self) -> Self:
+        if self.hub_pr and self.hub_branch != "main":
+            raise ValueError("hub_pr is true, and hub_branch is not main: pull requests of the Hub go to main")
+        return self
 
     @model_validator(mode="after")
     def _storage_fits(self) -> Self:
@@ -68,7 +88,7 @@ class Settings(BaseSettings):
                 ) from error
             name = "_".join(str(part) for part in first["loc"])
             raise UsageError(
-                f"The setting {name} is {first['input']!r}: {first['msg']}.",
+                f"The setting {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.",
                 remedy=f"Correct ADAPTERLINE_{name.upper()}, or {name} in adapterline.toml.",
             ) from error
         except ValueError as error:  # the settings file is no TOML

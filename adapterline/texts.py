@@ -29,7 +29,8 @@ def record_text(record: LineageRecord, base: str | None) -> str:
         known = (shipped.model if shipped else base) or (
             manifest.base.model if manifest.base.model != "unknown" else None
         )
-        texts = snippets(manifest, record.publications[0].load, known)
+        first = record.publications[0]
+        texts = snippets(manifest, first.load, known, first.revision)
         lines += ["", "\n\n# or, with PEFT:\n".join(texts)]
     return "\n".join(lines)
 

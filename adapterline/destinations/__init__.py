@@ -24,8 +24,26 @@ def open_destination(uri: str, name: str) -> Destination:
     if scheme == "hf":
         from adapterline.destinations.hub import HubDestination
 
-        return HubDestination(uri, name, private=Settings().hub_private)
+        settings = Settings()
+        return HubDestination(
+            uri,
+            name,
+            private=settings.hub_private,
+            create=settings.hub_create,
+            branch=settings.hub_branch,
+            pull_request=settings.hub_pr,
+        )
     raise UsageError(
         f"Nothing can be published to {uri!r}: {scheme!r} is no known scheme.",
         expected="a folder, s3://bucket/prefix, hf://org or hf://org/repo",
     )
+
+
+def address_of(uri: str) -> str:
+    """`uri` with what the settings add to it: a branch of a repository, or a pull request, is a place of its own."""
+    if not uri.startswith("hf://"):
+        return uri
+    settings = Settings()
+    if settings.hub_pr:
+        return f"{uri}#pull-request"
+    return uri if settings.hub_branch == "main" else f"{uri}#{settings.hub_branch}"

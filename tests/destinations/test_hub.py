@@ -488,7 +488,7 @@ def test_commit_of_a_person_in_between_is_kept(hub: Hub, wire: Wire, make: Make)
 def test_main_that_changes_all_the_time_is_given_up(
     hub: Hub, wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterline.destinations.hub.random.uniform", lambda low, high: 0)
+    monkeypatch.setattr("adapterline.destinations.hub_repository.random.uniform", lambda low, high: 0)
     package = make()
     receipt = destination().stage(package)
 
