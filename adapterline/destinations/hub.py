@@ -36,7 +36,7 @@ from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, UsageError
 from adapterline.hub import Commit, hub_errors, is_repo_name, open_hub
 from adapterline.package.card import CARD_NAME, images_shown
-from adapterline.values import Bundle, Order, Package, PackagedFile, Publication, Receipt, check_name
+from adapterline.values import WEIGHT_NAME, Bundle, Order, Package, PackagedFile, Publication, Receipt, check_name
 
 
 class HubDestination:
@@ -106,6 +106,7 @@ class HubDestination:
 
     def stage(self, package: Package) -> Receipt:
         """See `Destination.stage`. A branch that a crashed run left is completed."""
+        _require_plain_load(package)
         repository, written = self._open(), list[str]()
         return repository.settle(lambda: self._next_of_stage(repository, package, written))
 
@@ -324,6 +325,22 @@ class HubDestination:
 def _stage(repository: Repository, branch: str, parent: Commit, package: Package) -> str:
     message = f"Stage {package.name} {package.sha12}"
     return repository.change(branch, parent, operations_of_stage(package, parent), message)
+
+
+def _require_plain_load(package: Package) -> None:
+    """PublishError if `load_lora_weights(repository)` would take another file than the one for diffusers.
+
+    Without `weight_name` diffusers takes the first path of the repository that ends with the usual name, in whatever
+    folder (`_best_guess_weight_name` in `diffusers.loaders.lora_base`).
+    """
+    paths = [file.path for file in package.files if file.path.endswith(WEIGHT_NAME)]
+    if WEIGHT_NAME in paths and len(paths) > 1:
+        paths.remove(WEIGHT_NAME)
+        raise PublishError(
+            f"Of a repository with {paths[0]}, diffusers would load that when no file is named.",
+            expected=f"that no other path ends with {WEIGHT_NAME}",
+            remedy="Publish under another --name.",
+        )
 
 
 def _card_sha256(receipt: Receipt) -> str | None:
