@@ -59,9 +59,6 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
         read_timeout=60,
         retries={"mode": "standard"},
         s3={"addressing_style": addressing} if addressing else None,
-        # Not by itself: over TLS botocore sends checksums as trailers, which Cloudflare R2 refuses and which older
-        # versions of Ceph store among the bytes. Every write of ours has its checksum in a header.
-        request_checksum_calculation="when_required",
     )
     with s3_errors("Reading the AWS configuration", kind):
         # A session of its own: the default session is not safe to use from several threads.
@@ -71,7 +68,11 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
 
 
 def checksum_of(data: bytes) -> str:
-    """The value of `ChecksumSHA256`."""
+    """The value of `ChecksumSHA256`, which goes in a header.
+
+    Every write needs one: botocore's own goes over TLS in a trailer, which Cloudflare R2 refuses, and which older
+    versions of Ceph store among the bytes.
+    """
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 

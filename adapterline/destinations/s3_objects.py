@@ -89,15 +89,15 @@ class Objects:
     """
 
     def __init__(self, client: S3Client, bucket: str, storage: Storage, multipart: int = MULTIPART_THRESHOLD) -> None:
-        self._client = client
-        self._bucket = bucket
+        self.client = client
+        self.bucket = bucket
         self._storage = storage
         self._multipart = multipart
         self._tags_are_kept = True
 
     def uri(self, key: str) -> str:
         """As a user writes it."""
-        return f"s3://{self._bucket}/{key}"
+        return f"s3://{self.bucket}/{key}"
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -117,10 +117,10 @@ class Objects:
 
     def _put(self, key: str, data: bytes, **arguments: Any) -> int:
         try:
-            self._client.put_object(
-                Bucket=self._bucket, Key=key, Body=data, ChecksumSHA256=checksum_of(data), **arguments
+            self.client.put_object(
+                Bucket=self.bucket, Key=key, Body=data, ChecksumSHA256=checksum_of(data), **arguments
             )
-        except self._client.exceptions.ClientError as error:
+        except self.client.exceptions.ClientError as error:
             # AWS answers 409 to a write that races with another one, 404 to If-Match on a key that was deleted.
             refused = status_of(error) in (409, 412) or code_of(error) == "NoSuchKey"
             if refused and not arguments.keys().isdisjoint(("IfMatch", "IfNoneMatch")):
@@ -138,9 +138,9 @@ class Objects:
 
         def write(tags: dict[str, str]) -> None:
             # By file name, not as an open file: of that, the transfer would hold several parts in memory.
-            self._client.upload_file(
+            self.client.upload_file(
                 str(path),
-                self._bucket,
+                self.bucket,
                 key,
                 ExtraArgs={
                     "ChecksumAlgorithm": "SHA256",
@@ -164,7 +164,7 @@ class Objects:
         if content.tags and self._tags_are_kept:
             try:
                 return write({"Tagging": urlencode(content.tags)})
-            except (self._client.exceptions.ClientError, Boto3Error) as error:
+            except (self.client.exceptions.ClientError, Boto3Error) as error:
                 if status_of(origin_of(error)) not in _REFUSALS or is_transient(error):
                     raise
             done = write({})
@@ -176,7 +176,7 @@ class Objects:
         """PublishError unless the object there is encrypted as was asked for: a server may ignore what it is told."""
         wanted = self._storage.encryption
         with s3_errors(f"Looking for {self.uri(key)}", PublishError):
-            found = self._client.head_object(Bucket=self._bucket, Key=key).get("ServerSideEncryption")
+            found = self.client.head_object(Bucket=self.bucket, Key=key).get("ServerSideEncryption")
         if wanted and found != wanted:
             raise PublishError(
                 f"The server of {self.uri(key)} keeps an object with the encryption {found or 'none'}.",
@@ -187,7 +187,7 @@ class Objects:
     def delete(self, key: str) -> None:
         """Also one that is not there."""
         with s3_errors(f"Deleting {self.uri(key)}", PublishError):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def abort_uploads(self, prefix: str) -> None:
         """Aborts the multipart uploads under a prefix that nobody completed.
@@ -197,20 +197,18 @@ class Objects:
         """
         with s3_errors(f"Aborting the unfinished uploads under {self.uri(prefix)}", PublishError):
             try:
-                pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                    Bucket=self._bucket, Prefix=prefix
-                )
+                pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
                 found = [upload for page in pages for upload in page.get("Uploads", ())]
                 for upload in found:
                     self._abort(upload["Key"], upload["UploadId"])
-            except self._client.exceptions.ClientError as error:
+            except self.client.exceptions.ClientError as error:
                 if status_of(error) not in _REFUSALS or is_transient(error):
                     raise
 
     def _abort(self, key: str, upload: str) -> None:
         try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
-        except self._client.exceptions.ClientError as error:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        except self.client.exceptions.ClientError as error:
             if status_of(error) != 404:  # its owner was faster
                 raise
 
@@ -219,7 +217,7 @@ class Objects:
     def read(self, key: str) -> tuple[bytes, str] | None:
         """A small object and its ETag; None if there is none."""
         with s3_errors(f"Reading {self.uri(key)}", PublishError):
-            if (answer := get_object(self._client, self._bucket, key)) is None:
+            if (answer := get_object(self.client, self.bucket, key)) is None:
                 return None
             with closing(answer["Body"]) as body:
                 return body.read(), answer["ETag"]
@@ -227,14 +225,14 @@ class Objects:
     def measure(self, key: str, *, size: int | None = None) -> Measured | None:
         """See `adapterline.s3.measure`."""
         with s3_errors(f"Reading back {self.uri(key)}", PublishError):
-            return measure(self._client, self._bucket, key, size=size)
+            return measure(self.client, self.bucket, key, size=size)
 
     def size(self, key: str) -> int | None:
         """In bytes; None if there is no such object."""
         with s3_errors(f"Looking for {self.uri(key)}", PublishError):
             try:
-                return self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
-            except self._client.exceptions.ClientError as error:
+                return self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"]
+            except self.client.exceptions.ClientError as error:
                 if status_of(error) == 404:
                     return None
                 raise

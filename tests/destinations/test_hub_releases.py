@@ -133,6 +133,9 @@ def test_what_somebody_closed_is_not_offered_again(hub: Hub, make: Make) -> None
     assert not caught.value.transient
     assert f"{REPO}/discussions/1" in str(caught.value)
     assert caught.value.remedy
+    assert hub.repository(REPO).delete("refs/pr/1")  # as one may, on its page
+    with pytest.raises(PublishError, match="somebody closed it"):
+        propose(package)
     assert len(hub.repository(REPO).pull_requests) == 1
     assert publish(package).latest == "moved"  # who does not ask, publishes
     assert propose(package).latest == "moved"
