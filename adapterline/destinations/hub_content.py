@@ -13,7 +13,7 @@ from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_byt
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError
 from adapterline.hub import Commit
-from adapterline.package.card import CARD_NAME, MARKER
+from adapterline.package.card import CARD_NAME, images_shown, merge_card
 from adapterline.values import IMAGE_PATH, Latest, Manifest, Package, Receipt
 
 # --- what is there ----------------------------------------------------------------------------------------------------
@@ -105,20 +105,28 @@ def operations_of_stage(package: Package, onto: Commit) -> list[Any]:
 
 
 def operations_of_release(source: Commit, receipt: Receipt, latest: Latest, onto: Commit) -> list[Any]:
-    """What was staged in place of another export, with `latest.json`; a card that a person wrote stays."""
+    """What was staged in place of another export, with `latest.json`; of a card, what a person wrote stays."""
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
     paths = {file.path for file in receipt.files} | {MANIFEST_NAME}
+    card = _merged_card(source, onto)
+    kept = () if card is None else images_shown(card)
     # By commit, not by branch: another exporter may have put another card and manifest on the branch since.
-    copies = [
+    writes: list[Any] = [
         CommitOperationCopy(path, path, src_revision=source.oid)
         for path in sorted(paths)
-        if not (path == CARD_NAME and _is_written_by_hand(onto))
+        if path != CARD_NAME or card is None
     ]
-    deletions = [CommitOperationDelete(path) for path in _stale(onto, paths, latest=False)]
-    return [*copies, CommitOperationAdd(LATEST_NAME, to_bytes(latest)), *deletions]
+    if card is not None:
+        writes.append(CommitOperationAdd(CARD_NAME, card))
+    writes.append(CommitOperationAdd(LATEST_NAME, to_bytes(latest)))
+    return [*writes, *(CommitOperationDelete(path) for path in _stale(onto, {*paths, *kept}, latest=False))]
 
 
-def _is_written_by_hand(commit: Commit) -> bool:
-    card = commit.read(CARD_NAME)
-    return card is not None and MARKER.encode() not in card
+def _merged_card(source: Commit, onto: Commit) -> bytes | None:
+    """The card that a release puts in place of one that is there; None where the export's own does."""
+    new, there = source.read(CARD_NAME), onto.read(CARD_NAME)
+    if new is None or there is None:
+        return there
+    merged = merge_card(there, new)
+    return None if merged == new else merged

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adapterline.families import family_named
+from adapterline.package.card_section import MARKER, compose_card, merge_card
 from adapterline.validation.files import by_layout
 from adapterline.values import IMAGE_PATH, LoadCall, Manifest, RenderedImage
 
+__all__ = ["CARD_NAME", "MARKER", "images_shown", "make_card", "merge_card", "snippet", "snippets"]
+
 CARD_NAME = "README.md"
-#: In every card that adapterline writes. A card without it was written by a person, and is left alone.
-MARKER = "<!-- adapterline -->"
 _IMAGE_IN_CARD = re.compile(rb"\]\((" + IMAGE_PATH.pattern.encode() + rb")\)")
 
 
 def make_card(manifest: Manifest, images: Sequence[RenderedImage] = ()) -> bytes:
     """The bytes of `README.md`."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     family = family_named(manifest.family)
     known = manifest.base.model != "unknown"
@@ -32,8 +33,7 @@ def make_card(manifest: Manifest, images: Sequence[RenderedImage] = ()) -> bytes
         data["base_model_relation"] = "adapter"
     if images:  # https://huggingface.co/docs/hub/model-cards-widgets: what the Hub's gallery shows
         data["widget"] = [{"text": image.prompt, "output": {"url": image.path}} for image in images]
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, images)}", ignore_metadata_errors=True)
-    return (str(card).rstrip("\n") + "\n").encode()
+    return compose_card(f"---\n{data.to_yaml()}\n---\n", _body(manifest, images))
 
 
 def images_shown(card: bytes) -> tuple[str, ...]:
@@ -90,7 +90,6 @@ def _body(manifest: Manifest, images: Sequence[RenderedImage]) -> str:
     base = None if manifest.base.model == "unknown" else manifest.base.model
     passed = sum(check.passed for check in manifest.validation.checks)
     parts = [
-        MARKER,
         f"# {manifest.name}",
         f"A LoRA for {family_named(manifest.family).title}"
         + (
