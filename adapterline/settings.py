@@ -8,10 +8,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from adapterline.errors import UsageError
 
@@ -21,6 +27,14 @@ _BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9]([\w./-]{0,98}[
 
 def _home(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "adapterline"
+
+
+def _split(value: Any) -> Any:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+#: In the environment separated by commas, in TOML a list.
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -42,6 +56,12 @@ class Settings(BaseSettings):
     scratch_max_days: float = Field(14, gt=0, description="and of what was not used for so long")
     retries: int = Field(3, ge=0, le=10, description="of loading and uploading, on transient faults")
     retry_seconds: float = Field(10, ge=0, description="the first pause; each further one is twice as long")
+    allowed_roots: Listed = Field((), description="what a checkpoint's URI must lie under: folders, s3:// or hf://")
+    allowed_names: Listed = Field((), description="patterns (team-a-*) of the names that may be published")
+    parallel: int = Field(2, ge=1, le=64, description="how many exports of a sweep run at once in its own process")
+    quiet_seconds: float = Field(600, ge=0, description="a run without _SUCCESS is finished after so long in silence")
+    incomplete_tries: int = Field(12, ge=0, description="how often a deployed run waits for a checkpoint to be whole")
+    incomplete_seconds: float = Field(300, gt=0, description="and how long each time")
     s3_addressing: Literal["path", "virtual", "auto"] | None = Field(
         None, description="of buckets: endpoint/bucket or bucket.endpoint; without it, as the profile says"
     )
