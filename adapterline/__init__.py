@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapterline.api import export, inspect, validate
+    from adapterline.api import export, inspect, promote, prune, validate
 
-__all__ = ["export", "inspect", "validate"]
+__all__ = ["export", "inspect", "promote", "prune", "validate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The Hugging Face Hub: `main` is `latest`, the tag `sha-{sha12}` is the version, `stage-{sha12}` what is not out yet.
 
-The tag is the commit marker: what has one is published and is never taken back. A package goes to the branch
-`stage-{sha12}` in one commit and is read back there. Releasing copies it to `main` in one commit that also has
-`latest.json`, sets the tag on that commit (on the staged one when `main` is newer), and deletes the branch. Both
+Every other alias is a branch of its name. The tag is the commit marker: what has one is published. A package goes to
+the branch `stage-{sha12}` in one commit and is read back there. Releasing copies it to `main` in one commit that also
+has `latest.json`, sets the tag on that commit (on the staged one when `main` is newer), and deletes the branch. Both
 commits name their parent, so nothing that came between is overwritten.
 
 The manifest that counts is the one at the tag; before there is a tag, the one on `main` if it is of the same digest.
@@ -14,27 +14,34 @@ Hub; here it makes no difference, since what is read back is the sha256 that the
 from __future__ import annotations
 
 import random
+import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
+from adapterline.destinations.versions import names, pointed, removed, require_expected, version_of
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, UsageError
 from adapterline.hub import Commit, hub_errors, is_repo_name, open_hub, status_of
 from adapterline.package.card import CARD_NAME, MARKER, images_shown
 from adapterline.values import (
     IMAGE_PATH,
+    LATEST,
     Bundle,
     Latest,
     Manifest,
     Order,
+    Orphan,
     Package,
     PackagedFile,
     Publication,
     Receipt,
+    Version,
     check_name,
+    is_alias,
 )
 
 if TYPE_CHECKING:
@@ -134,7 +141,7 @@ class HubDestination:
         current = _latest(main)
         moved = moves(current, wanted)
         if moved and not (current == wanted and _holds(main, receipt)):
-            return _Write("Committing to main", lambda: _move_main(repository, main, source, receipt, wanted))
+            return _Write("Committing to main", lambda: _move(repository, "main", main, source, receipt.files, wanted))
         if tag not in refs.tags:
             return _Write(f"Setting {tag}", lambda: repository.create_tag(tag, (main if moved else source).oid))
         if branch in refs.branches:
@@ -161,15 +168,140 @@ class HubDestination:
 
     # --- verify -------------------------------------------------------------------------------------------------------
 
-    def verify(self, publication: Publication) -> bool:
+    def verify(self, published: Publication | Version) -> bool:
         """Compares what lies at the tag, whatever `main` has become."""
-        repository, receipt = self._open(), publication.receipt
+        repository, receipt = self._open(), published.receipt
         with hub_errors(f"Reading {self._repo_id}", PublishError):
             refs = repository.refs()
             if refs is None or (tagged := refs.tags.get(f"sha-{receipt.digest[:12]}")) is None:
                 return False
             commit = repository.commit(tagged)
-            return _holds(commit, receipt) and commit.sha256(CARD_NAME) == _card_sha256(receipt)
+            return _holds(commit, receipt) and _card_sha256(receipt) in (None, commit.sha256(CARD_NAME))
+
+    # --- what is published already ------------------------------------------------------------------------------------
+
+    def versions(self, digits: str = "") -> tuple[Version, ...]:
+        """See `Destination.versions`. A version was published when its manifest was committed."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            tags = {tag: oid for tag, oid in refs.tags.items() if re.fullmatch("sha-[0-9a-f]{12}", tag)} if refs else {}
+            found = [self._version(tag, repository.commit(tags[tag])) for tag in sorted(tags)]
+        return tuple(each for each in found if each and each.digest.startswith(digits))
+
+    def _version(self, tag: str, commit: Commit) -> Version | None:
+        """What is tagged; None if it has no manifest."""
+        if (manifest := _manifest(commit)) is None:
+            return None
+        return version_of(
+            manifest,
+            commit.sha256(MANIFEST_NAME) or "",
+            destination=self.uri,
+            location=f"hf://{self._repo_id}@{tag}",
+            published_at=commit.times([MANIFEST_NAME])[MANIFEST_NAME],
+            token=commit.oid,
+        )
+
+    def aliases(self) -> Mapping[str, Latest]:
+        """See `Destination.aliases`. Every branch that holds a version, whoever made it."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            return self._aliases(repository, refs) if refs else {}
+
+    def _aliases(self, repository: _Repository, refs: _Refs) -> dict[str, Latest]:
+        found = {}
+        for branch, oid in refs.branches.items():
+            alias = LATEST if branch == "main" else branch
+            if (branch == "main" or is_alias(branch)) and (pointer := self._pointer(repository.commit(oid))):
+                found[alias] = pointer
+        return found
+
+    def _pointer(self, head: Commit) -> Latest | None:
+        """What a branch holds. Its manifest decides; a `latest.json` of the same digest tells the order, too."""
+        if (version := self._version(head.oid[:12], head)) is None:
+            return None
+        latest = _latest(head)
+        return latest if names(latest, version) else version.pointer()
+
+    def point(self, alias: str, version: Version, expect: str | None = None) -> Latest | None:
+        """See `Destination.point`. One commit on the branch, which names its parent; a new branch is one request."""
+        repository, moved_from = self._open(), list[Latest | None]()
+        return repository.settle(lambda: self._next_of_point(repository, alias, version, expect, moved_from))
+
+    def _next_of_point(
+        self,
+        repository: _Repository,
+        alias: str,
+        version: Version,
+        expect: str | None,
+        moved_from: list[Latest | None],
+    ) -> _Write | Latest | None:
+        """What is still to be written, or what the alias pointed to. `moved_from` gets that when it moves."""
+        branch, tag = "main" if alias == LATEST else alias, f"sha-{version.sha12}"
+        refs, oid = repository.refs(), version.receipt.token
+        if refs is None or (tag not in refs.tags and not moved_from):
+            raise removed(version.receipt)
+        if tag not in refs.tags:  # removed while the branch moved, which holds all of it
+            return _Write(f"Setting {tag}", lambda: repository.create_tag(tag, oid))
+        head = repository.commit(refs.branches[branch]) if branch in refs.branches else None
+        current = self._pointer(head) if head else None
+        if moved_from:
+            return moved_from[0]
+        if names(current, version):
+            return current
+        require_expected(current, expect, alias, self.uri)
+        source = repository.commit(oid)
+
+        def move() -> None:
+            if head is None:
+                repository.create_branch(branch, oid, exist_ok=False)
+            else:
+                files = _files_at(source, version.receipt.files)
+                _move(repository, branch, head, source, files, version.pointer())
+            moved_from.append(current)
+
+        return _Write(f"Moving {branch}", move)
+
+    def remove(self, version: Version) -> bool:
+        """See `Destination.remove`. The tag goes. The history of `main` is never rewritten, so its commit may stay."""
+        repository = self._open()
+        return repository.settle(lambda: self._next_of_remove(repository, version))
+
+    def _next_of_remove(self, repository: _Repository, version: Version) -> _Write | bool:
+        tag = f"sha-{version.sha12}"
+        if (refs := repository.refs()) is None:
+            raise _gone(self._repo_id)
+        if pointed(self._aliases(repository, refs), version):
+            # Also if it came to point there after the tag was deleted.
+            if tag not in refs.tags:
+                return _Write(f"Setting {tag}", lambda: repository.create_tag(tag, version.receipt.token))
+            return False
+        if tag in refs.tags:
+            return _Write(f"Deleting {tag}", lambda: repository.delete_tag(tag))
+        return True
+
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See `Destination.orphans`. Branches of what was never released, as old as their commit."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            branches = refs.branches if refs else {}
+            return tuple(
+                Orphan(
+                    kind="staged",
+                    place=f"hf://{self._repo_id}@{branch}",
+                    changed_at=repository.committed_at(oid),
+                    token=oid,
+                )
+                for branch, oid in sorted(branches.items())
+                if re.fullmatch("stage-[0-9a-f]{12}", branch)
+            )
+
+    def discard(self, orphan: Orphan) -> bool:
+        """See `Destination.discard`."""
+        repository, branch = self._open(), orphan.place.rpartition("@")[2]
+        return repository.settle(lambda: _next_of_discard(repository, branch, orphan.token))
 
     # --- details ------------------------------------------------------------------------------------------------------
 
@@ -193,19 +325,14 @@ class HubDestination:
                 expected="the sha256 that the manifest states",
                 remedy=f"Delete the tag {_tag(package)} there and run the export again.",
             )
-        files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
-        if (card := commit.read(CARD_NAME)) is not None:
-            files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
-            for path in images_shown(card):
-                if (entry := commit.files.get(path)) is not None:
-                    files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
+        bundle = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
         return Receipt(
             destination=self.uri,
             name=package.name,
             digest=found.digest,
             location=f"hf://{self._repo_id}@{_tag(package)}",
             manifest_sha256=commit.sha256(MANIFEST_NAME) or "",
-            files=tuple(files),
+            files=_files_at(commit, bundle),
             published=published,
             token=commit.oid,
         )
@@ -267,7 +394,7 @@ class _Repository:
         raise PublishError(
             f"{self.repo_id} was changed by others {_TRIES} times while it was being written.",
             expected="a moment without another writer",
-            remedy="Run the export again.",
+            remedy="Run the same command again.",
             transient=True,
         )
 
@@ -293,14 +420,20 @@ class _Repository:
     def create(self, *, private: bool) -> None:
         self.api.create_repo(self.repo_id, private=private, exist_ok=True)
 
-    def create_branch(self, branch: str, oid: str) -> None:
-        self.api.create_branch(self.repo_id, branch=branch, revision=oid, exist_ok=True)
+    def create_branch(self, branch: str, oid: str, *, exist_ok: bool = True) -> None:
+        self.api.create_branch(self.repo_id, branch=branch, revision=oid, exist_ok=exist_ok)
 
     def delete_branch(self, branch: str) -> None:
         self.api.delete_branch(self.repo_id, branch=branch)
 
     def create_tag(self, tag: str, oid: str) -> None:
         self.api.create_tag(self.repo_id, tag=tag, revision=oid)
+
+    def delete_tag(self, tag: str) -> None:
+        self.api.delete_tag(self.repo_id, tag=tag)
+
+    def committed_at(self, oid: str) -> datetime:
+        return self.api.list_repo_commits(self.repo_id, revision=oid)[0].created_at
 
     def change(self, branch: str, parent: Commit, operations: list[Any], message: str) -> str:
         """One commit on a branch, whose head must still be `parent`; gives its id."""
@@ -325,19 +458,35 @@ def _stage(repository: _Repository, branch: str, parent: Commit, package: Packag
     return repository.change(branch, parent, [*adds, *deletions], f"Stage {package.name} {package.sha12}")
 
 
-def _move_main(repository: _Repository, main: Commit, source: Commit, receipt: Receipt, wanted: Latest) -> None:
+def _move(
+    repository: _Repository,
+    branch: str,
+    head: Commit,
+    source: Commit,
+    files: Collection[PackagedFile],
+    wanted: Latest,
+) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-    paths = {file.path for file in receipt.files} | {MANIFEST_NAME}
+    paths = {file.path for file in files} | {MANIFEST_NAME}
     # By commit, not by branch: another exporter may have put another card and manifest on the branch since.
     copies = [
         CommitOperationCopy(path, path, src_revision=source.oid)
         for path in sorted(paths)
-        if not (path == CARD_NAME and _is_written_by_hand(main))
+        if not (path == CARD_NAME and _is_written_by_hand(head))
     ]
     latest = CommitOperationAdd(LATEST_NAME, to_bytes(wanted))
-    deletions = [CommitOperationDelete(path) for path in _stale(main, paths, latest=False)]
-    repository.change("main", main, [*copies, latest, *deletions], f"Publish {wanted.name} {wanted.sha12}")
+    deletions = [CommitOperationDelete(path) for path in _stale(head, paths, latest=False)]
+    return repository.change(branch, head, [*copies, latest, *deletions], f"Publish {wanted.name} {wanted.sha12}")
+
+
+def _next_of_discard(repository: _Repository, branch: str, oid: str) -> _Write | bool:
+    refs = repository.refs()
+    if refs is None or branch not in refs.branches:
+        return True
+    if refs.branches[branch] != oid:
+        return False  # an export goes on with it
+    return _Write(f"Deleting {branch}", lambda: repository.delete_branch(branch))
 
 
 # --- what lies at a commit ------------------------------------------------------------------------------------------
@@ -381,6 +530,17 @@ def _holds(commit: Commit, receipt: Receipt) -> bool:
     files = {file.path: file.sha256 for file in receipt.files if file.path != CARD_NAME}
     files[MANIFEST_NAME] = receipt.manifest_sha256
     return all(commit.sha256(path) == sha256 for path, sha256 in files.items())
+
+
+def _files_at(commit: Commit, bundle: Collection[PackagedFile]) -> tuple[PackagedFile, ...]:
+    """The files of the bundle, the card, and the images that it shows."""
+    files = list(bundle)
+    if (card := commit.read(CARD_NAME)) is not None:
+        files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
+        for path in images_shown(card):
+            if (entry := commit.files.get(path)) is not None:
+                files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
+    return tuple(files)
 
 
 def _card_sha256(receipt: Receipt) -> str | None:

@@ -15,11 +15,13 @@ import mimetypes
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
+from adapterline.destinations.s3_versions import Shelf
+from adapterline.destinations.versions import names, pointed, removed, require_expected
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, from_os_error
 from adapterline.package.card import CARD_NAME, images_shown
@@ -29,10 +31,12 @@ from adapterline.values import (
     Latest,
     Manifest,
     Order,
+    Orphan,
     Package,
     PackagedFile,
     Publication,
     Receipt,
+    Version,
     check_name,
 )
 
@@ -171,7 +175,7 @@ class S3Destination:
             self._put_siblings(package)
         files = self._files(package, manifest, data)
         receipt = receipt.model_copy(update={"manifest_sha256": sha256_of_bytes(data), "files": files})
-        moved = self._move_latest(latest_of(package, receipt, order))
+        moved = self._move_latest(latest_of(package, receipt, order), receipt)
         location = self._uri(self._key(package))
         return Publication(receipt=receipt, latest=moved, url=location, load=location)
 
@@ -213,19 +217,53 @@ class S3Destination:
                 with self._errors("Writing", key):
                     self._put(key, data, **_describe(file))
 
-    def _move_latest(self, wanted: Latest) -> Literal["moved", "kept"]:
+    def _move_latest(self, wanted: Latest, receipt: Receipt) -> Literal["moved", "kept"]:
         key = f"{self._root}/{LATEST_NAME}"
         for _ in _tries():
             current, condition = self._latest(key)
-            if current == wanted:
-                return "moved"
-            if not moves(current, wanted):
-                return "kept"
-            with self._errors("Writing", key):
-                status = self._put(key, to_bytes(wanted), ContentType="application/json", **condition)
-            if not status:
+            if current == wanted or not moves(current, wanted):
+                if not self._is_whole(receipt):
+                    raise removed(receipt)
+                return "moved" if current == wanted else "kept"
+            if self._set(key, wanted, current, condition, receipt):
                 return "moved"
         raise self._contended(key)
+
+    def _set(
+        self, key: str, wanted: Latest, current: Latest | None, condition: dict[str, str], receipt: Receipt
+    ) -> bool:
+        """Moves an alias; False if it is no longer what `condition` says.
+
+        A prune looks at the aliases after it took the manifest away, and this looks at the manifest after it moved the
+        alias: of two that meet, one sees the other.
+        """
+        with self._errors("Writing", key):
+            if self._put(key, to_bytes(wanted), ContentType="application/json", **condition):
+                return False
+        if not self._is_whole(receipt):
+            self._move_back(key, wanted, current)
+            raise removed(receipt)
+        return True
+
+    def _move_back(self, key: str, wanted: Latest, before: Latest | None) -> None:
+        current, condition = self._latest(key)
+        if current != wanted:
+            return  # somebody moved it on
+        with self._errors("Writing", key):
+            if before is None:  # unconditionally: not every server knows a conditional deletion
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+            else:
+                self._put(key, to_bytes(before), ContentType="application/json", **condition)
+
+    def _is_whole(self, receipt: Receipt) -> bool:
+        """Is it published, and has every file of the bundle its size? No byte of them is read."""
+        folder = f"{self._root}/{receipt.digest[:12]}"
+        with self._errors("Looking for", folder):
+            there = self._read(f"{folder}/{MANIFEST_NAME}")
+            if there is None or sha256_of_bytes(there[0]) != receipt.manifest_sha256:
+                return False
+            files = _bundle_files(Manifest.model_validate_json(there[0]))
+            return all(self._size(f"{folder}/{file.path}") == file.size for file in files)
 
     def _latest(self, key: str) -> tuple[Latest | None, dict[str, str]]:
         """What it says, and the condition under which a write replaces exactly that."""
@@ -238,15 +276,69 @@ class S3Destination:
 
     # --- verify -------------------------------------------------------------------------------------------------------
 
-    def verify(self, publication: Publication) -> bool:
+    def verify(self, published: Publication | Version) -> bool:
         """Reads the manifest and every file of the receipt from the first to the last byte."""
-        receipt = publication.receipt
+        receipt = published.receipt
         folder = f"{self._root}/{receipt.digest[:12]}"
         with self._errors("Reading", f"{folder}/{MANIFEST_NAME}"):
             manifest = measure(self._client, self._bucket, f"{folder}/{MANIFEST_NAME}")
         if manifest is None or manifest.sha256 != receipt.manifest_sha256:
             return False
         return all(self._holds(f"{folder}/{file.path}", file) for file in receipt.files)
+
+    # --- what is published already ------------------------------------------------------------------------------------
+
+    def versions(self, digits: str = "") -> tuple[Version, ...]:
+        """See `Destination.versions`. A version was published when its manifest was put."""
+        with self._errors("Reading", self._root):
+            return tuple(self._shelf().versions(self.uri, digits))
+
+    def aliases(self) -> Mapping[str, Latest]:
+        """See `Destination.aliases`."""
+        with self._errors("Reading", self._root):
+            return self._shelf().aliases()
+
+    def point(self, alias: str, version: Version, expect: str | None = None) -> Latest | None:
+        """See `Destination.point`. `If-Match`, or `If-None-Match` for an alias that is not there yet."""
+        key = f"{self._root}/{alias}.json"
+        for _ in _tries():
+            current, condition = self._latest(key)
+            if names(current, version):
+                return current
+            require_expected(current, expect, alias, self.uri)
+            if self._set(key, version.pointer(), current, condition, version.receipt):
+                return current
+        raise self._contended(key)
+
+    def remove(self, version: Version) -> bool:
+        """See `Destination.remove`. The manifest first; if an alias points to it then, it is put back."""
+        marker = f"{self._root}/{version.sha12}/{MANIFEST_NAME}"
+        if pointed(self.aliases(), version):
+            return False
+        with self._errors("Reading", marker):
+            manifest = self._read(marker)
+        if manifest is None:
+            return True  # somebody else removes it
+        self._delete(marker)
+        if pointed(self.aliases(), version):
+            with self._errors("Writing", marker):
+                self._put(marker, manifest[0], IfNoneMatch="*", ContentType="application/json")
+            return False
+        with self._errors("Deleting", f"{self._root}/{version.sha12}/"):
+            return self._shelf().sweep(version.sha12)
+
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See `Destination.orphans`."""
+        with self._errors("Reading", self._root):
+            return tuple(self._shelf().orphans())
+
+    def discard(self, orphan: Orphan) -> bool:
+        """See `Destination.discard`."""
+        with s3_errors(f"Deleting {orphan.place}", PublishError):
+            return self._shelf().discard(orphan)
+
+    def _shelf(self) -> Shelf:
+        return Shelf(self._client, self._bucket, self._root)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +446,7 @@ class S3Destination:
         return PublishError(
             f"{self._uri(key)} was changed by others {_TRIES} times while it was being written.",
             expected="a moment without another writer",
-            remedy="Run the export again.",
+            remedy="Run the same command again.",
             transient=True,
         )
 

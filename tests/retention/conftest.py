@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.retention.readers import FolderPlace, HubPlace, Place, S3Place
+
+KINDS = ("folder", "s3", "hub")
+
+
+@pytest.fixture
+def place_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Place]:
+    """An empty destination of a kind. The servers start when they are asked for."""
+
+    def make(kind: str) -> Place:
+        if kind == "folder":
+            return FolderPlace(tmp_path / "published")
+        if kind == "s3":
+            return S3Place(request.getfixturevalue("s3"), request.getfixturevalue("bucket"))
+        return HubPlace(request.getfixturevalue("hub"))
+
+    return make
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, place_of: Callable[[str], Place]) -> Place:
+    return place_of(request.param)
