@@ -2,12 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.retention.readers import FolderPlace, HubPlace, Place, S3Place
 
 KINDS = ("folder", "s3", "hub")
+
+
+@pytest.fixture
+def on_s3(s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+    """An empty one. All destinations share a client: making one takes longer than what most of these tests do."""
+    monkeypatch.setattr("adapterline.destinations.s3.make_client", lambda: s3)
+    return S3Place(s3, bucket)
 
 
 @pytest.fixture
@@ -18,7 +26,8 @@ def place_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], 
         if kind == "folder":
             return FolderPlace(tmp_path / "published")
         if kind == "s3":
-            return S3Place(request.getfixturevalue("s3"), request.getfixturevalue("bucket"))
+            found: Place = request.getfixturevalue("on_s3")
+            return found
         return HubPlace(request.getfixturevalue("hub"))
 
     return make

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapterline.destinations import open_destination
 from adapterline.destinations.base import Destination
+from adapterline.destinations.s3 import S3Destination
 from adapterline.values import Manifest, Package, Publication
 from tests.hub_double.server import Hub
 from tests.packages import order_of
@@ -72,9 +73,29 @@ class FolderPlace(Place):
         return json.loads(path.read_bytes())["sha12"] if path.exists() else None
 
 
+class S3Wire:
+    """Between one client and the server: `act` gets the number of each request, from 1, and the request."""
+
+    def __init__(self, client: Any) -> None:
+        self.count = 0
+        self.act: Callable[[int, Any], None] = lambda number, request: None
+        client.meta.events.register("before-send.s3", self._before_send)
+
+    def _before_send(self, request: Any, **_: Any) -> None:
+        self.count += 1
+        self.act(self.count, request)
+
+
 class S3Place(Place):
     def __init__(self, client: Any, bucket: str) -> None:
         self.uri, self.client, self.bucket = f"s3://{bucket}/loras", client, bucket
+
+    def open_wired(self) -> tuple[Destination, S3Wire]:
+        """One with a client of its own, and what goes from that to the server."""
+        from adapterline.s3 import make_client
+
+        client = make_client()
+        return S3Destination(self.uri, "tiny", client=client), S3Wire(client)
 
     def objects(self) -> dict[str, bytes]:
         rows = self.client.list_objects_v2(Bucket=self.bucket, Prefix="loras/tiny/").get("Contents", ())

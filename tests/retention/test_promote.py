@@ -125,6 +125,7 @@ def damage(place: Place, package: Package) -> None:
         assert repository.swap(tag, commit, repository.refs("tags")[f"sha-{package.sha12}"])
 
 
+@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
 def test_a_run_that_died_between_two_destinations_is_completed(
     place: Place, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +229,7 @@ def version_at(place: Place, sha12: str) -> Version:
     return version
 
 
+@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
 def test_promoting_while_exports_run_loses_neither(place: Place, make: Make) -> None:
     first, *later = (make(seed) for seed in range(4))
     place.publish(first)
