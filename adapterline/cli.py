@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
 from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
-from adapterline.texts import inspection_text, record_text, report_text
+from adapterline.texts import inspection_text, promotion_text, pruning_text, record_text, report_text
 
 if TYPE_CHECKING:
     from adapterline.values import ExportOptions
@@ -375,6 +376,84 @@ def doctor(*, to: Annotated[list[str] | None, Parameter(negative="")] = None, js
 
 
 @app.command
+def promote(
+    name: str,
+    version: str,
+    *,
+    alias: str,
+    to: Annotated[list[str], Parameter(negative="")],
+    expect: str | None = None,
+    json: Json = False,
+) -> None:
+    """Point an alias to a published version, at every destination.
+
+    Parameters
+    ----------
+    name
+        What it was published under.
+    version
+        The first digits of its digest, 8 or more.
+    alias
+        What to move: production, staging, ... Also latest, whatever the order of the exports.
+    to
+        Where, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo.
+    expect
+        Refuse unless it points to this version now (its first digits), or to nothing (none).
+    """
+    from adapterline import api
+
+    done = api.promote(name, version, alias, to, expect)
+    _print(done.model_dump(mode="json"), lambda: promotion_text(done), json)
+
+
+@app.command
+def prune(
+    name: str,
+    *,
+    to: Annotated[list[str], Parameter(negative="")],
+    keep_last: int | None = None,
+    keep_alias: Annotated[list[str] | None, Parameter(negative="")] = None,
+    older_than: str | None = None,
+    orphans: Annotated[bool, Parameter(negative="")] = False,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Say which versions would go and why the others stay; with --yes, delete them.
+
+    What an alias points to stays, whatever else is said.
+
+    Parameters
+    ----------
+    name
+        What they were published under.
+    to
+        Where, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo.
+    keep_last
+        Keep so many of the newest.
+    keep_alias
+        An alias that has to be there, as often as needed: without it nothing is deleted.
+    older_than
+        Keep what was published less than this ago: 30d, 36h. With --orphans: what was changed (default: 24h).
+    orphans
+        Instead of versions, what interrupted exports left.
+    yes
+        Delete.
+    """
+    from adapterline import api
+
+    done = api.prune(
+        name,
+        to,
+        keep_last=keep_last,
+        keep_aliases=keep_alias or (),
+        older_than=_time(older_than) if older_than is not None else None,
+        orphans=orphans,
+        yes=yes,
+    )
+    _print(done.model_dump(mode="json"), lambda: pruning_text(done), json)
+
+
+@app.command
 def demo(*, out: Path = Path("demo"), json: Json = False) -> None:
     """Train a tiny adapter with PEFT and send it down the whole line, offline.
 
@@ -415,6 +494,12 @@ def _set(**given: str | bool | None) -> None:
         if value is not None:
             os.environ[f"ADAPTERLINE_{name.upper()}"] = str(value)
     Settings()
+
+
+def _time(text: str) -> timedelta:
+    if not (match := re.fullmatch(r"(\d{1,6})([dh])", text)):
+        raise UsageError(f"--older-than {text!r} is no time.", expected="days or hours, as in 30d or 36h")
+    return timedelta(days=int(match[1])) if match[2] == "d" else timedelta(hours=int(match[1]))
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def origin_of(error: Exception) -> Exception:
 _CREDENTIALS = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE."
 _RIGHTS = (
     "Allow this identity s3:ListBucket on the bucket and s3:GetObject below the prefix; to publish also s3:PutObject, "
-    "s3:DeleteObject and s3:AbortMultipartUpload."
+    "s3:DeleteObject and s3:AbortMultipartUpload; to prune orphans also s3:ListBucketMultipartUploads on the bucket."
 )
 _REMEDIES = {
     "AccessDenied": _RIGHTS,

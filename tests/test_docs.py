@@ -273,7 +273,15 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 @pytest.mark.parametrize(
-    ("command", "page"), [("export", "export"), ("inspect", "export"), ("validate", "validate"), ("demo", "quickstart")]
+    ("command", "page"),
+    [
+        ("export", "export"),
+        ("inspect", "export"),
+        ("validate", "validate"),
+        ("promote", "retention"),
+        ("prune", "retention"),
+        ("demo", "quickstart"),
+    ],
 )
 def test_every_option_is_explained(command: str, page: str) -> None:
     text = (DOCS / f"{page}.md").read_text()
@@ -284,7 +292,14 @@ def test_every_option_is_explained(command: str, page: str) -> None:
 def test_every_command_is_tried_above() -> None:
     from adapterline.cli import app
 
-    assert {name for name in app if not name.startswith("-")} == {"export", "inspect", "validate", "demo"}
+    assert {name for name in app if not name.startswith("-")} == {
+        "export",
+        "inspect",
+        "validate",
+        "promote",
+        "prune",
+        "demo",
+    }
 
 
 def _options(command: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The Hugging Face Hub: `main` is `latest`, the tag `sha-{sha12}` is the version, `stage-{sha12}` what is not out yet.
 
-The tag is the commit marker: what has one is published and is never taken back. A package goes to the branch
-`stage-{sha12}` in one commit and is read back there. Releasing copies it to `main` in one commit that also has
-`latest.json`, sets the tag on that commit (on the staged one when `main` is newer), and deletes the branch. Both
+Every other alias is a branch of its name. The tag is the commit marker: what has one is published. A package goes to
+the branch `stage-{sha12}` in one commit and is read back there. Releasing copies it to `main` in one commit that also
+has `latest.json`, sets the tag on that commit (on the staged one when `main` is newer), and deletes the branch. Both
 commits name their parent, so nothing that came between is overwritten.
 
 The manifest that counts is the one at the tag; before there is a tag, the one on `main` if it is of the same digest.
@@ -17,11 +17,14 @@ Hub; here it makes no difference, since what is read back is the sha256 that the
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from adapterline.destinations.hub_content import (
     damaged,
     differences,
+    files_at,
     has_whole,
     holds,
     latest_at,
@@ -32,11 +35,25 @@ from adapterline.destinations.hub_content import (
 )
 from adapterline.destinations.hub_repository import MAIN, PullRequest, Refs, Repository, Write
 from adapterline.destinations.latest import MANIFEST_NAME, latest_of, moves
-from adapterline.digests import sha256_of_bytes
+from adapterline.destinations.versions import names, pointed, removed, require_expected, version_of
 from adapterline.errors import PublishError, UsageError
 from adapterline.hub import Commit, hub_errors, is_repo_name, open_hub
-from adapterline.package.card import CARD_NAME, images_shown
-from adapterline.values import WEIGHT_NAME, Bundle, Order, Package, PackagedFile, Publication, Receipt, check_name
+from adapterline.package.card import CARD_NAME
+from adapterline.values import (
+    LATEST,
+    WEIGHT_NAME,
+    Bundle,
+    Latest,
+    Order,
+    Orphan,
+    Package,
+    PackagedFile,
+    Publication,
+    Receipt,
+    Version,
+    check_name,
+    is_alias,
+)
 
 
 class HubDestination:
@@ -161,7 +178,7 @@ class HubDestination:
         current = latest_at(there)
         moved = moves(current, wanted)
         if moved and not (current == wanted and holds(there, receipt)):
-            operations = operations_of_release(source, receipt, wanted, there)
+            operations = operations_of_release(source, receipt.files, wanted, there)
             return Write(
                 f"Committing to {self._branch}",
                 lambda: repository.change(self._branch, there, operations, _title(package)),
@@ -238,8 +255,9 @@ class HubDestination:
 
     def _opening(self, repository: Repository, main: Commit, package: Package, receipt: Receipt, order: Order) -> Write:
         staged = self._staged(repository, receipt)
-        wanted = latest_of(package, self._receipt(package, staged, published=False), order)
-        operations = operations_of_release(staged, receipt, wanted, main)
+        receipt = self._receipt(package, staged, published=False)
+        wanted = latest_of(package, receipt, order)
+        operations = operations_of_release(staged, receipt.files, wanted, main)
         why = _description(package, older=not moves(latest_at(main), wanted))
         return Write("Opening a pull request", lambda: repository.propose(main, operations, _title(package), why))
 
@@ -262,13 +280,13 @@ class HubDestination:
 
     # --- verify -------------------------------------------------------------------------------------------------------
 
-    def verify(self, publication: Publication) -> bool:
+    def verify(self, published: Publication | Version) -> bool:
         """Compares what lies at the tag, whatever `main` has become, or in the pull request as long as it is open."""
-        repository, receipt = self._open(), publication.receipt
-        return repository.reading(lambda: self._is_there(repository, publication, receipt))
+        repository, receipt = self._open(), published.receipt
+        proposed = isinstance(published, Publication) and published.latest == "proposed"
+        return repository.reading(lambda: self._is_there(repository, receipt, proposed=proposed))
 
-    def _is_there(self, repository: Repository, publication: Publication, receipt: Receipt) -> bool:
-        proposed = publication.latest == "proposed"
+    def _is_there(self, repository: Repository, receipt: Receipt, *, proposed: bool) -> bool:
         if (refs := repository.refs(pull_requests=proposed)) is None:
             return False
         found = refs.tags.get(f"sha-{receipt.digest[:12]}")
@@ -279,7 +297,134 @@ class HubDestination:
             return False
         commit = repository.commit(found)
         # Whoever reviews a pull request may change its card.
-        return holds(commit, receipt) and (proposed or commit.sha256(CARD_NAME) == _card_sha256(receipt))
+        card = None if proposed else _card_sha256(receipt)
+        return holds(commit, receipt) and card in (None, commit.sha256(CARD_NAME))
+
+    # --- what is published already ------------------------------------------------------------------------------------
+
+    def versions(self, digits: str = "") -> tuple[Version, ...]:
+        """See `Destination.versions`. A version was published when its manifest was committed."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            tags = {tag: oid for tag, oid in refs.tags.items() if re.fullmatch("sha-[0-9a-f]{12}", tag)} if refs else {}
+            found = [self._version(tag, repository.commit(tags[tag])) for tag in sorted(tags)]
+        return tuple(each for each in found if each and each.digest.startswith(digits))
+
+    def _version(self, tag: str, commit: Commit) -> Version | None:
+        """What is tagged; None if it has no manifest."""
+        if (manifest := manifest_at(commit)) is None:
+            return None
+        return version_of(
+            manifest,
+            commit.sha256(MANIFEST_NAME) or "",
+            destination=self.uri,
+            location=f"hf://{self._repo_id}@{tag}",
+            published_at=commit.times([MANIFEST_NAME])[MANIFEST_NAME],
+            token=commit.oid,
+        )
+
+    def aliases(self) -> Mapping[str, Latest]:
+        """See `Destination.aliases`. Every branch that holds a version, whoever made it."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            return self._aliases(repository, refs) if refs else {}
+
+    def _aliases(self, repository: Repository, refs: Refs) -> dict[str, Latest]:
+        found = {}
+        for branch, oid in refs.branches.items():
+            alias = LATEST if branch == MAIN else branch
+            if (branch == MAIN or is_alias(branch)) and (pointer := self._pointer(repository.commit(oid))):
+                found[alias] = pointer
+        return found
+
+    def _pointer(self, head: Commit) -> Latest | None:
+        """What a branch holds. Its manifest decides; a `latest.json` of the same digest tells the order, too."""
+        if (version := self._version(head.oid[:12], head)) is None:
+            return None
+        latest = latest_at(head)
+        return latest if names(latest, version) else version.pointer()
+
+    def point(self, alias: str, version: Version, expect: str | None = None) -> Latest | None:
+        """See `Destination.point`. One commit on the branch, which names its parent; a new branch is one request."""
+        repository, moved_from = self._open(), list[Latest | None]()
+        return repository.settle(lambda: self._next_of_point(repository, alias, version, expect, moved_from))
+
+    def _next_of_point(
+        self,
+        repository: Repository,
+        alias: str,
+        version: Version,
+        expect: str | None,
+        moved_from: list[Latest | None],
+    ) -> Write | Latest | None:
+        """What is still to be written, or what the alias pointed to. `moved_from` gets that when it moves."""
+        branch, tag = MAIN if alias == LATEST else alias, f"sha-{version.sha12}"
+        refs, oid = repository.refs(), version.receipt.token
+        if refs is None or (tag not in refs.tags and not moved_from):
+            raise removed(version.receipt)
+        if tag not in refs.tags:  # removed while the branch moved, which holds all of it
+            return Write(f"Setting {tag}", lambda: repository.create_tag(tag, oid))
+        head = repository.commit(refs.branches[branch]) if branch in refs.branches else None
+        current = self._pointer(head) if head else None
+        if moved_from:
+            return moved_from[0]
+        if names(current, version):
+            return current
+        require_expected(current, expect, alias, self.uri)
+        source = repository.commit(oid)
+
+        def move() -> None:
+            if head is None:
+                repository.create_branch(branch, oid, exist_ok=False)
+            else:
+                files = files_at(source, version.receipt.files)
+                operations = operations_of_release(source, files, version.pointer(), head)
+                repository.change(branch, head, operations, _title_of(version.receipt.name, version.sha12))
+            moved_from.append(current)
+
+        return Write(f"Moving {branch}", move)
+
+    def remove(self, version: Version) -> bool:
+        """See `Destination.remove`. The tag goes. The history of `main` is never rewritten, so its commit may stay."""
+        repository = self._open()
+        return repository.settle(lambda: self._next_of_remove(repository, version))
+
+    def _next_of_remove(self, repository: Repository, version: Version) -> Write | bool:
+        tag = f"sha-{version.sha12}"
+        if (refs := repository.refs()) is None:
+            raise _gone(self._repo_id)
+        if pointed(self._aliases(repository, refs), version):
+            # Also if it came to point there after the tag was deleted.
+            if tag not in refs.tags:
+                return Write(f"Setting {tag}", lambda: repository.create_tag(tag, version.receipt.token))
+            return False
+        if tag in refs.tags:
+            return Write(f"Deleting {tag}", lambda: repository.delete_tag(tag))
+        return True
+
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See `Destination.orphans`. Branches of what was never released, as old as their commit."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            branches = refs.branches if refs else {}
+            return tuple(
+                Orphan(
+                    kind="staged",
+                    place=f"hf://{self._repo_id}@{branch}",
+                    changed_at=repository.committed_at(oid),
+                    token=oid,
+                )
+                for branch, oid in sorted(branches.items())
+                if re.fullmatch("stage-[0-9a-f]{12}", branch)
+            )
+
+    def discard(self, orphan: Orphan) -> bool:
+        """See `Destination.discard`."""
+        repository, branch = self._open(), orphan.place.rpartition("@")[2]
+        return repository.settle(lambda: _next_of_discard(repository, branch, orphan.token))
 
     # --- details ------------------------------------------------------------------------------------------------------
 
@@ -304,19 +449,14 @@ class HubDestination:
                 expected="the sha256 that the manifest states",
                 remedy=f"Delete {revision} there and run the export again.",
             )
-        files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
-        if (card := commit.read(CARD_NAME)) is not None:
-            files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
-            for path in images_shown(card):
-                if (entry := commit.files.get(path)) is not None:
-                    files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
+        bundle = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
         return Receipt(
             destination=self.uri,
             name=package.name,
             digest=found.digest,
             location=f"hf://{self._repo_id}@{revision}",
             manifest_sha256=commit.sha256(MANIFEST_NAME) or "",
-            files=tuple(files),
+            files=files_at(commit, bundle),
             published=published,
             token=commit.oid,
         )
@@ -325,6 +465,15 @@ class HubDestination:
 def _stage(repository: Repository, branch: str, parent: Commit, package: Package) -> str:
     message = f"Stage {package.name} {package.sha12}"
     return repository.change(branch, parent, operations_of_stage(package, parent), message)
+
+
+def _next_of_discard(repository: Repository, branch: str, oid: str) -> Write | bool:
+    refs = repository.refs()
+    if refs is None or branch not in refs.branches:
+        return True
+    if refs.branches[branch] != oid:
+        return False  # an export goes on with it
+    return Write(f"Deleting {branch}", lambda: repository.delete_branch(branch))
 
 
 def _require_plain_load(package: Package) -> None:

@@ -14,7 +14,7 @@ from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError
 from adapterline.hub import Commit
 from adapterline.package.card import CARD_NAME, images_shown, merge_card
-from adapterline.values import IMAGE_PATH, Latest, Manifest, Package, Receipt
+from adapterline.values import IMAGE_PATH, Latest, Manifest, Package, PackagedFile, Receipt
 
 # --- what is there ----------------------------------------------------------------------------------------------------
 
@@ -68,6 +68,17 @@ def holds(commit: Commit, receipt: Receipt) -> bool:
     return all(commit.sha256(path) == sha256 for path, sha256 in files.items())
 
 
+def files_at(commit: Commit, bundle: Collection[PackagedFile]) -> tuple[PackagedFile, ...]:
+    """The files of the bundle, the card, and the images that it shows."""
+    files = list(bundle)
+    if (card := commit.read(CARD_NAME)) is not None:
+        files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
+        for path in images_shown(card):
+            if (entry := commit.files.get(path)) is not None:
+                files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
+    return tuple(files)
+
+
 def differences(commit: Commit, package: Package) -> list[str]:
     """Paths that have other bytes than in the package, or are there and should not be."""
     files = {file.path: file.sha256 for file in package.files}
@@ -104,11 +115,11 @@ def operations_of_stage(package: Package, onto: Commit) -> list[Any]:
     return [*adds, *(CommitOperationDelete(path) for path in _stale(onto, contents, latest=True))]
 
 
-def operations_of_release(source: Commit, receipt: Receipt, latest: Latest, onto: Commit) -> list[Any]:
+def operations_of_release(source: Commit, files: Collection[PackagedFile], latest: Latest, onto: Commit) -> list[Any]:
     """What was staged in place of another export, with `latest.json`; of a card, what a person wrote stays."""
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-    paths = {file.path for file in receipt.files} | {MANIFEST_NAME}
+    paths = {file.path for file in files} | {MANIFEST_NAME}
     card = _merged_card(source, onto)
     kept = () if card is None else images_shown(card)
     # By commit, not by branch: another exporter may have put another card and manifest on the branch since.

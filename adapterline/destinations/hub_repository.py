@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapterline.errors import PublishError
@@ -96,7 +97,7 @@ class Repository:
         raise PublishError(
             f"{self.repo_id} was changed by others {_TRIES} times while it was being written.",
             expected="a moment without another writer",
-            remedy="Run the export again.",
+            remedy="Run the same command again.",
             transient=True,
         )
 
@@ -140,15 +141,19 @@ class Repository:
         """What lies there."""
         return self._commits.setdefault(oid, Commit(self.api, self.repo_id, oid))
 
+    def committed_at(self, oid: str) -> datetime:
+        """When that commit was made."""
+        return self.api.list_repo_commits(self.repo_id, revision=oid)[0].created_at
+
     # --- writes -------------------------------------------------------------------------------------------------------
 
     def create(self, *, private: bool) -> None:
         """Nothing if it is there already."""
         self.api.create_repo(self.repo_id, private=private, exist_ok=True)
 
-    def create_branch(self, branch: str, oid: str) -> None:
-        """Nothing if there is one."""
-        self.api.create_branch(self.repo_id, branch=branch, revision=oid, exist_ok=True)
+    def create_branch(self, branch: str, oid: str, *, exist_ok: bool = True) -> None:
+        """Nothing, or an error, if there is one."""
+        self.api.create_branch(self.repo_id, branch=branch, revision=oid, exist_ok=exist_ok)
 
     def delete_branch(self, branch: str) -> None:
         """Its commits stay as long as a tag or another branch has them."""
@@ -157,6 +162,10 @@ class Repository:
     def create_tag(self, tag: str, oid: str) -> None:
         """An error if there is one."""
         self.api.create_tag(self.repo_id, tag=tag, revision=oid)
+
+    def delete_tag(self, tag: str) -> None:
+        """Its commit stays as long as a branch has it."""
+        self.api.delete_tag(self.repo_id, tag=tag)
 
     def change(self, branch: str, parent: Commit, operations: Sequence[Any], message: str) -> str:
         """One commit on a branch, whose head must still be `parent`; gives its id."""

@@ -15,25 +15,29 @@ import mimetypes
 import random
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Literal
 
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
 from adapterline.destinations.s3_objects import MULTIPART_THRESHOLD, Content, Objects, Storage, tag_value
+from adapterline.destinations.s3_versions import Shelf
+from adapterline.destinations.versions import names, pointed, removed, require_expected
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, from_os_error
 from adapterline.package.card import CARD_NAME, images_shown
-from adapterline.s3 import make_client, parse_s3_uri
+from adapterline.s3 import make_client, parse_s3_uri, s3_errors
 from adapterline.values import (
     Bundle,
     Latest,
     Manifest,
     Order,
+    Orphan,
     Package,
     PackagedFile,
     Publication,
     Receipt,
+    Version,
     check_name,
 )
 
@@ -161,7 +165,7 @@ class S3Destination:
             self._put_siblings(package)
         files = self._files(package, manifest, data)
         receipt = receipt.model_copy(update={"manifest_sha256": sha256_of_bytes(data), "files": files})
-        moved = self._move_latest(latest_of(package, receipt, order))
+        moved = self._move_latest(latest_of(package, receipt, order), receipt)
         location = self._objects.uri(self._key(package))
         return Publication(receipt=receipt, latest=moved, url=location, load=location)
 
@@ -198,17 +202,50 @@ class S3Destination:
             if _follows_manifest(package, file) and not self._holds(key, file):
                 self._objects.put(key, _local_bytes(package, file), _content(package, file))
 
-    def _move_latest(self, wanted: Latest) -> Literal["moved", "kept"]:
+    def _move_latest(self, wanted: Latest, receipt: Receipt) -> Literal["moved", "kept"]:
         key = f"{self._root}/{LATEST_NAME}"
         for _ in _tries():
             current, condition = self._latest(key)
-            if current == wanted:
-                return "moved"
-            if not moves(current, wanted):
-                return "kept"
-            if not self._objects.put(key, to_bytes(wanted), _PLAIN, **condition):
+            if current == wanted or not moves(current, wanted):
+                if not self._is_whole(receipt):
+                    raise removed(receipt)
+                return "moved" if current == wanted else "kept"
+            if self._set(key, wanted, current, condition, receipt):
                 return "moved"
         raise self._contended(key)
+
+    def _set(
+        self, key: str, wanted: Latest, current: Latest | None, condition: dict[str, str], receipt: Receipt
+    ) -> bool:
+        """Moves an alias; False if it is no longer what `condition` says.
+
+        A prune looks at the aliases after it took the manifest away, and this looks at the manifest after it moved the
+        alias: of two that meet, one sees the other.
+        """
+        if self._objects.put(key, to_bytes(wanted), _PLAIN, **condition):
+            return False
+        if not self._is_whole(receipt):
+            self._move_back(key, wanted, current)
+            raise removed(receipt)
+        return True
+
+    def _move_back(self, key: str, wanted: Latest, before: Latest | None) -> None:
+        current, condition = self._latest(key)
+        if current != wanted:
+            return  # somebody moved it on
+        if before is None:  # unconditionally: not every server knows a conditional deletion
+            self._objects.delete(key)
+        else:
+            self._objects.put(key, to_bytes(before), _PLAIN, **condition)
+
+    def _is_whole(self, receipt: Receipt) -> bool:
+        """Is it published, and has every file of the bundle its size? No byte of them is read."""
+        folder = f"{self._root}/{receipt.digest[:12]}"
+        there = self._objects.read(f"{folder}/{MANIFEST_NAME}")
+        if there is None or sha256_of_bytes(there[0]) != receipt.manifest_sha256:
+            return False
+        files = _bundle_files(Manifest.model_validate_json(there[0]))
+        return all(self._objects.size(f"{folder}/{file.path}") == file.size for file in files)
 
     def _latest(self, key: str) -> tuple[Latest | None, dict[str, str]]:
         """What it says, and the condition under which a write replaces exactly that."""
@@ -219,14 +256,68 @@ class S3Destination:
 
     # --- verify -------------------------------------------------------------------------------------------------------
 
-    def verify(self, publication: Publication) -> bool:
+    def verify(self, published: Publication | Version) -> bool:
         """Reads the manifest and every file of the receipt from the first to the last byte."""
-        receipt = publication.receipt
+        receipt = published.receipt
         folder = f"{self._root}/{receipt.digest[:12]}"
         manifest = self._objects.measure(f"{folder}/{MANIFEST_NAME}")
         if manifest is None or manifest.sha256 != receipt.manifest_sha256:
             return False
         return all(self._holds(f"{folder}/{file.path}", file) for file in receipt.files)
+
+    # --- what is published already ------------------------------------------------------------------------------------
+
+    def versions(self, digits: str = "") -> tuple[Version, ...]:
+        """See `Destination.versions`. A version was published when its manifest was put."""
+        with self._reading():
+            return tuple(self._shelf().versions(self.uri, digits))
+
+    def aliases(self) -> Mapping[str, Latest]:
+        """See `Destination.aliases`."""
+        with self._reading():
+            return self._shelf().aliases()
+
+    def point(self, alias: str, version: Version, expect: str | None = None) -> Latest | None:
+        """See `Destination.point`. `If-Match`, or `If-None-Match` for an alias that is not there yet."""
+        key = f"{self._root}/{alias}.json"
+        for _ in _tries():
+            current, condition = self._latest(key)
+            if names(current, version):
+                return current
+            require_expected(current, expect, alias, self.uri)
+            if self._set(key, version.pointer(), current, condition, version.receipt):
+                return current
+        raise self._contended(key)
+
+    def remove(self, version: Version) -> bool:
+        """See `Destination.remove`. The manifest first; if an alias points to it then, it is put back."""
+        marker = f"{self._root}/{version.sha12}/{MANIFEST_NAME}"
+        if pointed(self.aliases(), version):
+            return False
+        if (manifest := self._objects.read(marker)) is None:
+            return True  # somebody else removes it
+        self._objects.delete(marker)
+        if pointed(self.aliases(), version):
+            self._objects.put(marker, manifest[0], _PLAIN, IfNoneMatch="*")
+            return False
+        with s3_errors(f"Deleting {self._objects.uri(f'{self._root}/{version.sha12}/')}", PublishError):
+            return self._shelf().sweep(version.sha12)
+
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See `Destination.orphans`."""
+        with self._reading():
+            return tuple(self._shelf().orphans())
+
+    def discard(self, orphan: Orphan) -> bool:
+        """See `Destination.discard`."""
+        with s3_errors(f"Deleting {orphan.place}", PublishError):
+            return self._shelf().discard(orphan)
+
+    def _shelf(self) -> Shelf:
+        return Shelf(self._objects.client, self._objects.bucket, self._root)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return s3_errors(f"Reading {self._objects.uri(self._root)}", PublishError)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -282,7 +373,7 @@ class S3Destination:
         return PublishError(
             f"{self._objects.uri(key)} was changed by others {_TRIES} times while it was being written.",
             expected="a moment without another writer",
-            remedy="Run the export again.",
+            remedy="Run the same command again.",
             transient=True,
         )
 
