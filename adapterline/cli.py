@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
 from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
-from adapterline.texts import inspection_text, record_text, report_text
+from adapterline.texts import inspection_text, promotion_text, pruning_text, record_text, report_text
 
 if TYPE_CHECKING:
     from adapterline.values import ExportOptions
@@ -95,6 +96,9 @@ def export(
     license_link: str | None = None,
     base_model: str | None = None,
     run_id: str | None = None,
+    hub_public: Annotated[bool, Parameter(negative="")] = False,
+    hub_branch: str | None = None,
+    hub_pr: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -145,6 +149,12 @@ def export(
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
         The training run.
+    hub_public
+        A Hub repository that has to be created is public.
+    hub_branch
+        Publish on this branch of the Hub repository instead of main.
+    hub_pr
+        Open a pull request to main instead of committing to it.
     dry_run
         End after the proof, whatever --to says.
     """
@@ -176,6 +186,7 @@ def export(
         license_name=license_name,
         license_link=license_link,
     )
+    _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(
         checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options
@@ -381,6 +392,84 @@ def doctor(*, to: Annotated[list[str] | None, Parameter(negative="")] = None, js
 
 
 @app.command
+def promote(
+    name: str,
+    version: str,
+    *,
+    alias: str,
+    to: Annotated[list[str], Parameter(negative="")],
+    expect: str | None = None,
+    json: Json = False,
+) -> None:
+    """Point an alias to a published version, at every destination.
+
+    Parameters
+    ----------
+    name
+        What it was published under.
+    version
+        The first digits of its digest, 8 or more.
+    alias
+        What to move: production, staging, ... Also latest, whatever the order of the exports.
+    to
+        Where, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo.
+    expect
+        Refuse unless it points to this version now (its first digits), or to nothing (none).
+    """
+    from adapterline import api
+
+    done = api.promote(name, version, alias, to, expect)
+    _print(done.model_dump(mode="json"), lambda: promotion_text(done), json)
+
+
+@app.command
+def prune(
+    name: str,
+    *,
+    to: Annotated[list[str], Parameter(negative="")],
+    keep_last: int | None = None,
+    keep_alias: Annotated[list[str] | None, Parameter(negative="")] = None,
+    older_than: str | None = None,
+    orphans: Annotated[bool, Parameter(negative="")] = False,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Say which versions would go and why the others stay; with --yes, delete them.
+
+    What an alias points to stays, whatever else is said.
+
+    Parameters
+    ----------
+    name
+        What they were published under.
+    to
+        Where, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo.
+    keep_last
+        Keep so many of the newest.
+    keep_alias
+        An alias that has to be there, as often as needed: without it nothing is deleted.
+    older_than
+        Keep what was published less than this ago: 30d, 36h. With --orphans: what was changed (default: 24h).
+    orphans
+        Instead of versions, what interrupted exports left.
+    yes
+        Delete.
+    """
+    from adapterline import api
+
+    done = api.prune(
+        name,
+        to,
+        keep_last=keep_last,
+        keep_aliases=keep_alias or (),
+        older_than=_time(older_than) if older_than is not None else None,
+        orphans=orphans,
+        yes=yes,
+    )
+    _print(done.model_dump(mode="json"), lambda: pruning_text(done), json)
+
+
+@app.command
 def demo(*, out: Path = Path("demo"), json: Json = False) -> None:
     """Train a tiny adapter with PEFT and send it down the whole line, offline.
 
@@ -411,6 +500,22 @@ def _made(kind: type[Made], **given: Any) -> Made:
         field = str(first["loc"][0])
         option = f"--{field.replace('_', '-')}" if field != "layouts" else "--layout"
         raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
+
+
+def _set(**given: str | bool | None) -> None:
+    """Settings of this process: how to publish is no property of an export, nor a parameter that an event may give."""
+    from adapterline.settings import Settings
+
+    for name, value in given.items():
+        if value is not None:
+            os.environ[f"ADAPTERLINE_{name.upper()}"] = str(value)
+    Settings()
+
+
+def _time(text: str) -> timedelta:
+    if not (match := re.fullmatch(r"(\d{1,6})([dh])", text)):
+        raise UsageError(f"--older-than {text!r} is no time.", expected="days or hours, as in 30d or 36h")
+    return timedelta(days=int(match[1])) if match[2] == "d" else timedelta(hours=int(match[1]))
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -12,16 +12,36 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from adapterline.destinations.folder_versions import (
+    PROBE,
+    REMOVED,
+    STAGING,
+    aliases_in,
+    changed_at,
+    orphans_in,
+    versions_in,
+)
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
+from adapterline.destinations.versions import names, pointed, removed, require_expected
 from adapterline.digests import sha256_of_bytes, sha256_of_file
 from adapterline.errors import AdapterlineError, PublishError, from_os_error
 from adapterline.package.card import CARD_NAME, images_shown
 from adapterline.scratch import sync_folder
-from adapterline.values import Manifest, Order, Package, PackagedFile, Publication, Receipt
+from adapterline.values import (
+    Latest,
+    Manifest,
+    Order,
+    Orphan,
+    Package,
+    PackagedFile,
+    Publication,
+    Receipt,
+    Version,
+)
 
 
 class FolderDestination:
@@ -37,7 +57,7 @@ class FolderDestination:
         folder = self._root
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        probe = folder / f".adapterline-{secrets.token_hex(4)}"
+        probe = folder / f"{PROBE}{secrets.token_hex(4)}"
         with _os_errors(f"Writing to {self._root}"):
             try:
                 probe.touch(exist_ok=False)
@@ -70,15 +90,77 @@ class FolderDestination:
             load=str(self._target(package.name, package.sha12)),
         )
 
-    def verify(self, publication: Publication) -> bool:
+    def verify(self, published: Publication | Version) -> bool:
         """Hashes every file again."""
-        receipt = publication.receipt
+        receipt = published.receipt
         target = self._target(receipt.name, receipt.digest[:12])
         with _os_errors(f"Reading {target}"):
             manifest = target / MANIFEST_NAME
             if not manifest.is_file() or sha256_of_file(manifest) != receipt.manifest_sha256:
                 return False
             return all(_is(target / file.path, file) for file in receipt.files)
+
+    # --- what is published already ------------------------------------------------------------------------------------
+
+    def versions(self, digits: str = "") -> tuple[Version, ...]:
+        """See `Destination.versions`. A version was published when its manifest was written."""
+        with _os_errors(f"Reading {self._root / self._name}"):
+            return tuple(versions_in(self._root / self._name, self.uri, digits))
+
+    def aliases(self) -> Mapping[str, Latest]:
+        """See `Destination.aliases`."""
+        with _os_errors(f"Reading {self._root / self._name}"):
+            return aliases_in(self._root / self._name)
+
+    def point(self, alias: str, version: Version, expect: str | None = None) -> Latest | None:
+        """See `Destination.point`. Under the lock, so nothing comes between."""
+        with _os_errors(f"Moving {alias} of {self._name} in {self._root}"), self._locked():
+            current = aliases_in(self._root / self._name).get(alias)
+            if names(current, version):
+                return current
+            require_expected(current, expect, alias, self.uri)
+            manifest = self._target(self._name, version.sha12) / MANIFEST_NAME
+            if not manifest.is_file() or sha256_of_file(manifest) != version.receipt.manifest_sha256:
+                raise removed(version.receipt)
+            path = self._root / self._name / f"{alias}.json"
+            _write(path, io.BytesIO(to_bytes(version.pointer())), beside=self._staged(self._name, version.sha12))
+            self._tidy()
+            return current
+
+    def remove(self, version: Version) -> bool:
+        """See `Destination.remove`. One rename takes it out of sight."""
+        with _os_errors(f"Removing {self._name} {version.sha12} from {self._root}"), self._locked():
+            if pointed(aliases_in(self._root / self._name), version):
+                return False
+            self._take_away(self._target(self._name, version.sha12), f"{self._name}-{version.sha12}")
+            return True
+
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See `Destination.orphans`."""
+        with _os_errors(f"Reading {self._root}"):
+            return tuple(orphans_in(self._root, self._name))
+
+    def discard(self, orphan: Orphan) -> bool:
+        """See `Destination.discard`."""
+        path = self._root / orphan.token
+        with _os_errors(f"Deleting {path}"), self._locked():
+            if path.exists() and changed_at(path) > orphan.changed_at:
+                return False
+            if path.is_dir():
+                self._take_away(path, path.name.removeprefix(REMOVED).partition(".")[0])
+            path.unlink(missing_ok=True)
+            self._tidy()
+            return True
+
+    def _take_away(self, folder: Path, name: str) -> None:
+        """Renames it out of where anybody looks, an exporter included, and deletes it there."""
+        if folder.exists():
+            away = self._root / STAGING / f"{REMOVED}{name}.{secrets.token_hex(4)}"
+            away.parent.mkdir(exist_ok=True)
+            folder.rename(away)
+            sync_folder(folder.parent)
+            shutil.rmtree(away)
+        self._tidy()
 
     def _copy(self, package: Package) -> None:
         staging = self._staging(package)
@@ -105,6 +187,11 @@ class FolderDestination:
         if (published := self._published(package)) is not None:
             return published
         staging, target = self._staging(package), self._target(package.name, package.sha12)
+        if not staging.is_dir():
+            # Other destinations may have taken hours since this one was staged, and somebody may have tidied up.
+            raise PublishError(
+                f"{staging} was staged, and is not there any more.", remedy="Run the export again.", transient=True
+            )
         _write(staging / MANIFEST_NAME, io.BytesIO(package.manifest_bytes), beside=staging)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.rename(target)
@@ -181,15 +268,21 @@ class FolderDestination:
         return self._root / name / sha12
 
     def _staging(self, package: Package) -> Path:
-        return self._root / ".staging" / f"{package.name}-{package.sha12}"
+        return self._staged(package.name, package.sha12)
+
+    def _staged(self, name: str, sha12: str) -> Path:
+        return self._root / STAGING / f"{name}-{sha12}"
 
     def _clear(self, package: Package) -> None:
         staging = self._staging(package)
         shutil.rmtree(staging, ignore_errors=True)
         for half in staging.parent.glob(f"{staging.name}.*"):
             half.unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
         with contextlib.suppress(OSError):  # not empty: somebody else stages
-            (self._root / ".staging").rmdir()
+            (self._root / STAGING).rmdir()
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def images_shown(card: bytes) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match.decode() for match in _IMAGE_IN_CARD.findall(card)))
 
 
-def snippets(manifest: Manifest, where: str, base: str | None) -> tuple[str, ...]:
+def snippets(manifest: Manifest, where: str, base: str | None, revision: str = "") -> tuple[str, ...]:
     """Python that loads what was published at `where`: the ways that exclude each other, the usual one first.
 
     Of several layouts for diffusers, its own is the usual one: the others are there for other programs.
@@ -73,10 +73,10 @@ def snippets(manifest: Manifest, where: str, base: str | None) -> tuple[str, ...
     calls = [[*layouts.get(usual, ()), *embeddings]] if usual or "peft" not in layouts else []
     if "peft" in layouts:  # it puts its own model around the text encoder, so the tokens come first
         calls.append([*embeddings, *layouts["peft"]])
-    return tuple(snippet(loads, where, base) for loads in calls if loads)
+    return tuple(snippet(loads, where, base, revision) for loads in calls if loads)
 
 
-def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
+def snippet(loads: Iterable[LoadCall], where: str, base: str | None, revision: str = "") -> str:
     """Python that makes these calls for what lies at `where`, as the proof did."""
     calls = tuple(loads)
     lines, opened = ["import diffusers"], None
@@ -89,16 +89,18 @@ def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
             if load.pipeline.endswith("ModularPipeline"):  # they load nothing unasked
                 lines.append("pipe.load_components()")
             opened = load.pipeline
-        lines.append(_peft_line(load, where) if load.library == "peft" else _diffusers_line(load, where))
+        line = _peft_line if load.library == "peft" else _diffusers_line
+        lines.append(line(load, where, {"revision": revision} if revision else {}))
     return "\n".join(lines)
 
 
-def _diffusers_line(load: LoadCall, where: str) -> str:
-    texts = [f"{key}={value!r}" for key, value in {"weight_name": load.weight_name, **load.kwargs}.items()]
+def _diffusers_line(load: LoadCall, where: str, which: dict[str, str]) -> str:
+    texts = [f"{key}={value!r}" for key, value in {"weight_name": load.weight_name, **load.kwargs, **which}.items()]
     texts += [f"{key}=pipe.{attribute}" for key, attribute in load.attributes.items()]
     return f"pipe.{load.method}({where!r}, {', '.join(texts)})"
 
 
-def _peft_line(load: LoadCall, where: str) -> str:
+def _peft_line(load: LoadCall, where: str, which: dict[str, str]) -> str:
     model = f"pipe.{load.attributes['model']}"
-    return f"{model} = {load.method}({model}, {where!r}, subfolder={load.weight_name!r})"
+    texts = "".join(f", {key}={value!r}" for key, value in {"subfolder": load.weight_name, **which}.items())
+    return f"{model} = {load.method}({model}, {where!r}{texts})"

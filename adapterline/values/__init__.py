@@ -4,6 +4,7 @@
     Source -> Adapter -> Plan             tensors, in one process, memory-mapped (dataclasses)
     Bundle -> Manifest -> Package         files and digests (pydantic: they cross steps, runs and machines)
     Receipt -> Publication -> LineageRecord
+    Version -> Promotion, Pruning         what lies at a destination, and what became of it
 
 All are frozen. A digest is a lower-case hexadecimal sha256 unless it says otherwise.
 """
@@ -15,7 +16,7 @@ from adapterline.values.base import Sha256, Value, canonical_json, digest_of
 from adapterline.values.bundle import FORMAT_VERSION, Bundle, ExportedFile
 from adapterline.values.checkpoint import Source, StoredEmbedding, TensorInfo
 from adapterline.values.manifest import MANIFEST_SCHEMA, BaseSummary, ComponentSummary, Manifest, SourceSummary
-from adapterline.values.names import NAME_PATTERN, check_name, make_name, slug
+from adapterline.values.names import NAME_PATTERN, check_alias, check_name, is_alias, make_name, slug
 from adapterline.values.options import DType, ExportOptions, Layout, License, ScaleMode, TrainingRun
 from adapterline.values.plan import WEIGHT_NAME, FilePlan, HeaderHash, LoadCall, Plan, TensorPlan, Transform
 from adapterline.values.publication import (
@@ -32,12 +33,24 @@ from adapterline.values.publication import (
 )
 from adapterline.values.record import RECORD_SCHEMA, FlowRun, LineageRecord
 from adapterline.values.report import FORWARD, RENDER, Check, ValidationReport
+from adapterline.values.retention import (
+    LATEST,
+    Move,
+    Orphan,
+    OrphanFate,
+    Promotion,
+    Pruned,
+    Pruning,
+    Version,
+    VersionFate,
+)
 
 __all__ = [
     "FORMAT_VERSION",
     "FORWARD",
     "IMAGES",
     "IMAGE_PATH",
+    "LATEST",
     "MANIFEST_SCHEMA",
     "NAME_PATTERN",
     "RECORD_SCHEMA",
@@ -59,13 +72,19 @@ __all__ = [
     "Latest",
     "Layout",
     "License",
+    "Orphan",
+    "OrphanFate",
     "LineageRecord",
     "LoadCall",
     "Manifest",
+    "Move",
     "Order",
     "Package",
     "PackagedFile",
     "Plan",
+    "Promotion",
+    "Pruned",
+    "Pruning",
     "Publication",
     "Receipt",
     "RenderedImage",
@@ -80,9 +99,13 @@ __all__ = [
     "Transform",
     "ValidationReport",
     "Value",
+    "Version",
+    "VersionFate",
     "canonical_json",
+    "check_alias",
     "check_name",
     "digest_of",
+    "is_alias",
     "make_name",
     "slug",
 ]
