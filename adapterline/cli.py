@@ -94,6 +94,7 @@ def export(
     license: str | None = None,
     license_name: str | None = None,
     license_link: str | None = None,
+    keep_header: Annotated[list[str] | None, Parameter(negative="")] = None,
     base_model: str | None = None,
     run_id: str | None = None,
     hub_public: Annotated[bool, Parameter(negative="")] = False,
@@ -145,6 +146,8 @@ def export(
         Of a license that is other.
     license_link
         Where its text is.
+    keep_header
+        A field of the checkpoint's header that is published as it is, as often as needed. Default: none.
     base_model
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
@@ -185,6 +188,7 @@ def export(
         license=license,
         license_name=license_name,
         license_link=license_link,
+        keep_header=tuple(keep_header) if keep_header else None,
     )
     _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())

@@ -68,6 +68,10 @@ class ExportOptions(Value):
         None, description="where its text is: https://, or LICENSE beside the card"
     )
 
+    keep_header: tuple[HeaderKey, ...] = Field(
+        (), max_length=64, description="fields of the checkpoint's header that are published as they are"
+    )
+
     @field_validator("license_name")
     @classmethod
     def _other_has_a_name(cls, name: str | None, info: ValidationInfo) -> str | None:
