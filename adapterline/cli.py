@@ -528,7 +528,8 @@ def _made(kind: type[Made], **given: Any) -> Made:
         first = error.errors()[0]
         field = str(first["loc"][0])
         option = f"--{field.replace('_', '-')}" if field != "layouts" else "--layout"
-        raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
+        given_value = "" if first["input"] is None else f" {first['input']!r}"
+        raise UsageError(f"{option}{given_value}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
 def _set(**given: str | bool | None) -> None:

@@ -94,6 +94,7 @@ def test_publishes_the_same_bytes_to_a_folder_and_to_s3(
         "sks-dog/latest.json",
         f"sks-dog/{sha12}/manifest.json",
         f"sks-dog/{sha12}/README.md",
+        f"sks-dog/{sha12}/provenance.json",
         f"sks-dog/{sha12}/{WEIGHT_NAME}",
     }
     assert Manifest.model_validate_json(in_folder[f"sks-dog/{sha12}/manifest.json"]) == record.manifest

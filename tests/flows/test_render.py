@@ -85,7 +85,7 @@ def test_images_are_published_beside_the_adapter_and_shown_in_the_card(
     files = version(tmp_path / "out", record)
     images = {image.path: image for image in record.images}
     assert len(images) == 2
-    assert set(files) == {WEIGHT_NAME, "README.md", "manifest.json", *images}
+    assert set(files) == {WEIGHT_NAME, "README.md", "manifest.json", "provenance.json", *images}
     for path, image in images.items():
         assert sha256_of_bytes(files[path]) == image.sha256
         assert path == f"images/{image.sha256[:16]}.png"
