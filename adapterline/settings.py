@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     signing_key: Path | None = Field(None, description="a private key in PEM, that exports are signed with")
     signing_key_password: SecretStr | None = Field(None, description="of the key, if it is encrypted")
     signing_certificate: Path | None = Field(None, description="the key's certificate, in PEM")
-    signing_chain: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="the certificates that vouch for it, without the root"
+    signing_chain: Annotated[tuple[Path, ...] | None, NoDecode, BeforeValidator(_split)] = Field(
+        None, description="the certificates that vouch for it, without the root"
     )
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
     hub_create: bool = Field(True, description="a Hub repository that is not there is created")

@@ -92,7 +92,9 @@ def open_signer(settings: Settings) -> Signer | None:
     if settings.signing_key is None:
         return None
     key = _private_key(settings)
-    paths = ([settings.signing_certificate] if settings.signing_certificate else []) + list(settings.signing_chain)
+    paths = ([settings.signing_certificate] if settings.signing_certificate else []) + list(
+        settings.signing_chain or ()
+    )
     certificates = tuple(_certificates(paths))
     if settings.signing_certificate and certificates[0].public_key() != key.public_key():
         raise UsageError(

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from model_signing.verifying import Config
 
 PROVENANCE, SIGNATURE = "provenance", "signature"
+#: In model-signing's list of differences.
+_CHANGED = re.compile(r"Hash mismatch for \\*'(.+?)\\*': Expected")
+_OTHERS = re.compile(r"(Extra files found|Missing files) in model \\*'.*?\\*': ([^\"'\]]+)")
 _GIVE_A_KEY = "pass --public-key or --certificate-chain"
 
 
@@ -111,12 +115,20 @@ def _wrong(folder: Path, name: str, manifest: bytes, trust: Trust) -> str:
     except InvalidSignature:
         return "it was made with another key, or was changed"
     except ValueError as error:
-        return " ".join(str(error).removeprefix("Signature mismatch: ").split())
+        return _readable(str(error))
     except Exception as error:  # whatever a broken bundle makes the library stumble over
         return f"it cannot be verified ({type(error).__name__}: {str(error)[:200]})"
     wanted = [*(file.path for file in Manifest.model_validate_json(manifest).files), MANIFEST_NAME, PROVENANCE_NAME]
     missing = [path for path in wanted if path not in covered]
     return f"it does not cover {', '.join(missing)}" if missing else ""
+
+
+def _readable(message: str) -> str:
+    """The library's message without the digests, which it shows as Python's bytes."""
+    found = [f"{what}: {names}" for what, names in _OTHERS.findall(message)]
+    if changed := _CHANGED.findall(message):
+        found.append(f"Hash mismatch: {', '.join(changed)}")
+    return "; ".join(found) or " ".join(message.split())
 
 
 def _verifier(trust: Trust) -> Config:

@@ -173,13 +173,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
-        (change_weights, f"Hash mismatch for '{WEIGHT_NAME}'"),
-        (lambda folder: (folder / "config.py").write_text("import os"), "Extra files found.*config.py"),
-        (lambda folder: (folder / WEIGHT_NAME).unlink(), f"Missing files.*{WEIGHT_NAME}"),
-        (lambda folder: (folder / "provenance.json").unlink(), "Missing files.*provenance.json"),
+        (change_weights, f"^Hash mismatch: {WEIGHT_NAME}$"),
+        (lambda folder: (folder / "config.py").write_text("import os"), "^Extra files found: config.py$"),
+        (lambda folder: (folder / WEIGHT_NAME).unlink(), f"^Missing files: {WEIGHT_NAME}$"),
+        (lambda folder: (folder / "provenance.json").unlink(), "^Missing files: provenance.json$"),
         (link_weights, "because it is a symlink"),
         (edit_manifest, "manifest.json is not the one that was signed"),
-        (edit_provenance, "Hash mismatch for 'provenance.json'"),
+        (edit_provenance, "^Hash mismatch: provenance.json$"),
         (edit_payload, "made with another key, or was changed"),
         (edit_signature, "made with another key, or was changed"),
         (lambda folder: signature_in(folder).write_text("{}"), "cannot be verified"),
