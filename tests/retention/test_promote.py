@@ -195,6 +195,25 @@ def test_digits_of_two_versions_are_refused(monkeypatch: pytest.MonkeyPatch, mak
     assert all(each.digest[:16] in str(refused.value) for each in pair)
 
 
+def test_hub_versions_of_other_digits_are_not_read(hub: Hub, make: Make) -> None:
+    place, packages = HubPlace(hub), [make(1), make(2)]
+    for package in packages:
+        place.publish(package)
+    hub.requests.clear()
+    [version] = place.open().versions(packages[0].sha12[:8])
+    assert version.digest == packages[0].manifest.digest
+    assert len([line for line in hub.requests if "/tree/" in line]) == 1
+
+
+def test_hub_branch_that_somebody_called_latest_is_not_latest(hub: Hub, make: Make) -> None:
+    place, old, new = HubPlace(hub), make(1), make(2)
+    place.publish(old, day=1)
+    repository = hub.repository("acme/tiny")
+    assert repository.swap("refs/heads/latest", repository.refs("heads")["main"])
+    place.publish(new, day=2)
+    assert place.open().aliases()["latest"].digest == new.manifest.digest
+
+
 # --- at the same time -------------------------------------------------------------------------------------------------
 
 
