@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-full fuzz compatibility mutants lint format types bench clean
+.PHONY: install demo test test-full fuzz compatibility mutants lint format types bench deploy clean
 
 install: $(VENV)/.installed
 
@@ -28,10 +28,10 @@ fuzz: install
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -n 2 --dist loadfile -m "" --timeout 3600 $(shell grep -rl "from hypothesis" tests --include=test_*.py)
 
 compatibility: install
-	$(BIN)/python -W ignore -m tests.compatibility
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.compatibility
 
 mutants: install
-	$(BIN)/python -W ignore -m tests.mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.mutants
 
 lint: install
 	$(BIN)/ruff check .
@@ -44,6 +44,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+deploy: install
+	$(BIN)/python -m deployments.deploy $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -1,18 +1,24 @@
-"""What a Python caller uses: `inspect`, `export`, `validate`, `promote` and `prune` of `adapterline`."""
+"""What a Python caller uses, as `adapterline.export` and so on: everything that the command line does."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adapterline.checkpoints import fetch, load_checkpoint
 from adapterline.errors import AdapterlineError, MachineError, UsageError
 from adapterline.inspection import Inspection, inspect
 from adapterline.values import ExportOptions, LineageRecord, Promotion, Pruning, TrainingRun, ValidationReport
 
-__all__ = ["Inspection", "export", "inspect", "promote", "prune", "validate"]
+if TYPE_CHECKING:
+    from adapterline.doctor import Finding
+    from adapterline.sweep import SweepSummary
+
+__all__ = ["Inspection", "doctor", "export", "inspect", "notify", "promote", "prune", "sweep", "validate"]
 
 
 def export(
@@ -30,21 +36,30 @@ def export(
     """
     from flows.export import export_adapter
 
-    try:
+    with _api_errors():
         return export_adapter(
             checkpoint=checkpoint, base=base, name=name, to=to, run=run, options=options or ExportOptions()
         )
-    except AdapterlineError:
-        raise
-    except Exception as error:
-        if _is_about_the_api(error):
-            raise MachineError(
-                f"The Prefect API cannot be used: {str(error).splitlines()[0][:200]}.",
-                expected="a Prefect server",
-                remedy="Check PREFECT_API_URL, or unset it to use a temporary server.",
-                transient=True,
-            ) from error
-        raise
+
+
+def sweep(
+    roots: tuple[str, ...],
+    to: tuple[str, ...] = (),
+    base: str | None = None,
+    options: ExportOptions | None = None,
+    steps: str = "final",
+    deployment: str | None = None,
+) -> SweepSummary:
+    """Runs the flow `export-nightly` in this process; see `flows.nightly.export_nightly`.
+
+    SweepFailedError, which has the summary, if anything failed; MachineError if there is no Prefect API to be had.
+    """
+    from flows.nightly import export_nightly
+
+    with _api_errors():
+        return export_nightly(
+            roots=roots, to=to, base=base, options=options or ExportOptions(), steps=steps, deployment=deployment
+        )
 
 
 def validate(
@@ -67,6 +82,129 @@ def validate(
         if source:
             check_base(base, source)
         return validate_file(path, open_base(base, work / "base"), source, options)
+
+
+def notify(checkpoint: str, *, base: str | None = None, name: str | None = None, run: TrainingRun | None = None) -> str:
+    """Tells Prefect that a training run left `checkpoint`: the last call of a training script. Gives the event's id.
+
+    The deployment that listens (`make deploy`) decides where the export goes and how it is made. A local path must be
+    one that its worker sees. Sent twice, it is one event. `run.finished_at` is now, unless given.
+    UsageError for what cannot be; MachineError, transient, if the API of `PREFECT_API_URL` cannot be reached.
+    """
+    from datetime import UTC, datetime
+
+    from pydantic import ValidationError
+
+    from adapterline.events import TrainingCompleted
+    from adapterline.events.training_completed import absolute
+
+    run = run or TrainingRun()
+    if run.finished_at is None:
+        run = run.model_copy(update={"finished_at": datetime.now(UTC)})
+    try:
+        event = TrainingCompleted(checkpoint=absolute(checkpoint), base=base, name=name, run=run)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}.") from error
+    _send(event.to_event())
+    return str(event.id)
+
+
+def doctor(to: tuple[str, ...] = ()) -> tuple[Finding, ...]:
+    """Tries everything that an export to these destinations needs, and the Prefect server; see `adapterline.doctor`."""
+    from adapterline.doctor import examine
+
+    return (*examine(to), *_prefect_findings())
+
+
+def _prefect_findings() -> Iterator[Finding]:
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+    from prefect.settings import PREFECT_API_URL
+
+    from adapterline.doctor import Finding
+
+    if not (url := PREFECT_API_URL.value()):
+        yield Finding(
+            name="prefect server",
+            status="warning",
+            observed="PREFECT_API_URL is not set: each run starts a server of its own, and no deployment works",
+            remedy="Start one with `prefect server start`, and set PREFECT_API_URL.",
+        )
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            server = client.api_version()
+            yield Finding(name="prefect server", status="ok", observed=f"{url} answers, version {server}")
+            ours = client.read_deployments(
+                deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=["adapterline"]))
+            )
+            names = sorted({name for each in ours if (name := each.work_pool_name)})
+            pools = [client.read_work_pool(name) for name in names]
+    except httpx.HTTPError as error:
+        yield Finding(
+            name="prefect server",
+            status="failed",
+            observed=f"{url}: {str(error).splitlines()[0][:200]}",
+            remedy="Check PREFECT_API_URL and the server.",
+        )
+        return
+    if not ours:
+        fix = "`make deploy`, if events should start exports."
+        yield Finding(name="deployments", status="warning", observed="none", remedy=fix)
+        return
+    yield Finding(name="deployments", status="ok", observed=", ".join(sorted(each.name for each in ours)))
+    for pool in pools:
+        ready = str(getattr(pool.status, "value", pool.status)) == "READY"
+        yield Finding(
+            name=f"work pool {pool.name}",
+            status="ok" if ready else "warning",
+            observed=f"{pool.type}, {'a worker is there' if ready else 'no worker is there'}",
+            remedy="" if ready else f"prefect worker start --pool {pool.name}",
+        )
+
+
+def _send(event: dict[str, Any]) -> None:
+    """One event, over HTTP: unlike `prefect.events.emit_event` it says whether it arrived."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise MachineError(
+            "PREFECT_API_URL is not set: nobody would be told.",
+            expected="the URL of the Prefect server that the deployment is on",
+            remedy="Set PREFECT_API_URL, or use a Prefect profile.",
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.request("POST", "/events", json=[event]).raise_for_status()
+    except httpx.HTTPError as error:
+        raise MachineError(
+            f"The event was not taken by {PREFECT_API_URL.value()}: {str(error).splitlines()[0][:200]}.",
+            expected="a Prefect server",
+            remedy="Check PREFECT_API_URL and the server, then notify again: it is the same event.",
+            transient=True,
+        ) from error
+
+
+@contextlib.contextmanager
+def _api_errors() -> Iterator[None]:
+    """Makes a Prefect API that cannot be used a MachineError."""
+    try:
+        yield
+    except AdapterlineError:
+        raise
+    except Exception as error:
+        if _is_about_the_api(error):
+            raise MachineError(
+                f"The Prefect API cannot be used: {str(error).splitlines()[0][:200]}.",
+                expected="a Prefect server",
+                remedy="Check PREFECT_API_URL, or unset it to use a temporary server.",
+                transient=True,
+            ) from error
+        raise
 
 
 def promote(name: str, version: str, alias: str, to: Sequence[str], expect: str | None = None) -> Promotion:

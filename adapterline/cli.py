@@ -12,13 +12,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
-from adapterline.errors import AdapterlineError, UsageError, ValidationFailedError
+from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
 from adapterline.texts import inspection_text, promotion_text, pruning_text, record_text, report_text
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ def export(
     render_guidance: float | None = None,
     base_model: str | None = None,
     run_id: str | None = None,
+    hub_public: Annotated[bool, Parameter(negative="")] = False,
+    hub_branch: str | None = None,
+    hub_pr: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -134,6 +137,12 @@ def export(
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
         The training run.
+    hub_public
+        A Hub repository that has to be created is public.
+    hub_branch
+        Publish on this branch of the Hub repository instead of main.
+    hub_pr
+        Open a pull request to main instead of committing to it.
     dry_run
         End after the proof, whatever --to says.
     """
@@ -161,6 +170,7 @@ def export(
         render_frames=render_frames,
         render_guidance=render_guidance,
     )
+    _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(
         checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options
@@ -243,6 +253,126 @@ def validate(
             ValidationFailedError(f"{Path(file).name} {what}: {found}.", report=report, remedy="Do not publish it."),
             as_json=False,
         )
+
+
+@app.command
+def sweep(
+    *roots: str,
+    base: str | None = None,
+    to: Annotated[list[str] | None, Parameter(negative="")] = None,
+    steps: str = "final",
+    layout: str = "diffusers",
+    dtype: DTypeName = None,
+    deployment: str | None = None,
+    json: Json = False,
+) -> None:
+    """Export whatever is finished under the roots and not exported yet; what fails or is refused stops nothing.
+
+    Parameters
+    ----------
+    roots
+        Folders or s3://bucket/prefix; what lies directly in one is a training run each.
+    base
+        The architecture to prove on, where a run says none.
+    to
+        Where to publish, as often as needed.
+    steps
+        final, all or every:N.
+    layout
+        The layouts to write, separated by commas.
+    deployment
+        Export by runs of this deployment, export-adapter/on-completion, with its destinations.
+    """
+    from adapterline import api
+    from adapterline.errors import SweepFailedError
+    from adapterline.texts import sweep_text
+
+    _prepare_prefect(show_steps=sys.stderr.isatty())
+    options = _options(layouts=_split(layout), dtype=dtype)
+    try:
+        summary, failure = api.sweep(roots, tuple(to or ()), base, options, steps, deployment), None
+    except SweepFailedError as error:
+        summary, failure = error.summary, error
+    _print(summary.model_dump(mode="json") | {"counts": summary.counts}, lambda: sweep_text(summary), json)
+    if failure:
+        _fail(failure, as_json=False)
+
+
+@app.command
+def notify(
+    *,
+    checkpoint: str,
+    base: str | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+    step: int | None = None,
+    finished_at: datetime | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    code: str | None = None,
+    trainer: str | None = None,
+    json: Json = False,
+) -> None:
+    """Tell Prefect that a training run left a checkpoint: what a training script calls last.
+
+    Parameters
+    ----------
+    checkpoint
+        A path that the worker sees, s3://bucket/key or hf://org/name.
+    base
+        The architecture to prove on. Default: what the deployment or the checkpoint says.
+    name
+        The name to publish under. Default: the checkpoint's.
+    run_id
+        The training run.
+    step
+        The last one.
+    finished_at
+        When it ended, with a time zone or in UTC. Default: now.
+    base_model
+        What it was trained on: a Hub id, with @revision if known.
+    dataset
+        What it was trained with.
+    code
+        Repository and commit of the training code.
+    trainer
+        What trained it.
+    """
+    from adapterline import api
+    from adapterline.values import TrainingRun
+
+    if finished_at is not None and finished_at.tzinfo is None:
+        finished_at = finished_at.replace(tzinfo=UTC)
+    run = _made(
+        TrainingRun,
+        run_id=run_id,
+        step=step,
+        finished_at=finished_at,
+        base_model=base_model,
+        dataset=dataset,
+        code=code,
+        trainer=trainer,
+    )
+    event = api.notify(checkpoint, base=base, name=name, run=run)
+    _print({"event": event}, lambda: f"told: event {event}", json)
+
+
+@app.command
+def doctor(*, to: Annotated[list[str] | None, Parameter(negative="")] = None, json: Json = False) -> None:
+    """Try everything that an export needs here, and say what to do about what is missing.
+
+    Parameters
+    ----------
+    to
+        A destination to try, as often as needed. Nothing stays there.
+    """
+    from adapterline import api
+    from adapterline.texts import doctor_text
+
+    findings = api.doctor(tuple(to or ()))
+    _print({"findings": [each.model_dump(mode="json") for each in findings]}, lambda: doctor_text(findings), json)
+    if failed := [each.name for each in findings if each.status == "failed"]:
+        _fail(MachineError(f"{', '.join(failed)}: not as needed.", remedy="See above."), as_json=False)
 
 
 @app.command
@@ -354,6 +484,16 @@ def _made(kind: type[Made], **given: Any) -> Made:
         field = str(first["loc"][0])
         option = f"--{field.replace('_', '-')}" if field != "layouts" else "--layout"
         raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
+
+
+def _set(**given: str | bool | None) -> None:
+    """Settings of this process: how to publish is no property of an export, nor a parameter that an event may give."""
+    from adapterline.settings import Settings
+
+    for name, value in given.items():
+        if value is not None:
+            os.environ[f"ADAPTERLINE_{name.upper()}"] = str(value)
+    Settings()
 
 
 def _time(text: str) -> timedelta:

@@ -1,10 +1,11 @@
 """Every error that adapterline raises on purpose, and what a caller may conclude from it.
 
     AdapterlineError                    exit code 1: a bug, unless it is one of these
+    ├── SweepFailedError            1   something that a sweep tried failed; the rest was done
     ├── UsageError                  2   the request itself is wrong: a name, an option, a URI
     ├── RefusedError                3   the input will not be exported, and a retry changes nothing
     │   ├── CheckpointError             it cannot be read, or does not say what it means
-    │   │   └── CheckpointIncompleteError   it is still being written: try again later
+    │   │   └── CheckpointIncompleteError   it is still being written, or not there yet: try again later
     │   ├── FamilyError                 the base, or the pair of base and checkpoint, is not supported
     │   └── ConversionError             its effect cannot be carried exactly by what was asked for
     ├── ValidationFailedError       4   the exported file does not do what was trained; has the whole report
@@ -21,6 +22,7 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from adapterline.sweep import SweepSummary
     from adapterline.values import ValidationReport
 
 
@@ -41,6 +43,16 @@ class AdapterlineError(Exception):
         return _rebuild, (type(self), self.__dict__.copy())
 
 
+class SweepFailedError(AdapterlineError):
+    """Something that a sweep tried failed, for another reason than being refused. The rest was done."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, summary: SweepSummary, expected: str = "", remedy: str = "") -> None:
+        super().__init__(found, expected=expected, remedy=remedy)
+        self.summary = summary
+
+
 class UsageError(AdapterlineError):
     """The request itself is wrong, whatever the checkpoint holds."""
 
@@ -58,7 +70,7 @@ class CheckpointError(RefusedError):
 
 
 class CheckpointIncompleteError(CheckpointError):
-    """The checkpoint is still being written. The same call may succeed later."""
+    """The checkpoint is still being written, or not there yet. The same call may succeed later."""
 
 
 class FamilyError(RefusedError):

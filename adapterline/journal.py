@@ -23,7 +23,7 @@ from adapterline.values import (
     ValidationReport,
 )
 
-Outcome = Literal["exported", "already-exported", "validated", "refused", "failed"]
+Outcome = Literal["exported", "already-exported", "validated", "waiting", "refused", "failed"]
 
 
 @dataclass
@@ -70,6 +70,10 @@ class Journal:
             publications=earlier.publications,
             earlier=earlier.id,
         )
+
+    def waiting(self, error: AdapterlineError) -> LineageRecord:
+        """The record of a run that leaves its work to a later one."""
+        return self._record("waiting", error=str(error), error_type=type(error).__name__)
 
     @contextlib.contextmanager
     def keeping(self, keep: Callable[[LineageRecord], Any]) -> Iterator[None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from adapterline.checkpoints.evidence import Evidence, contradiction, evidence_of, guess
 from adapterline.errors import FamilyError, UsageError
 from adapterline.families.base import family_of
 from adapterline.families.shipped import shipped
+from adapterline.settings import Settings
 from adapterline.values import Order, Source, TrainingRun, check_name, make_name
 
 #: File and folder names that say nothing of what was trained: the folder around them does.
@@ -81,6 +83,36 @@ def _contradiction(source: Source, one: str, other: str) -> FamilyError:
         remedy="Pass the --base that it was trained on. If a card or a configuration beside the weights is wrong, name "
         "the file of the weights alone.",
     )
+
+
+def check_allowed(checkpoint: str, name: str, settings: Settings) -> None:
+    """UsageError unless the settings allow this checkpoint and this name; without settings, everything is allowed.
+
+    A deployment that events start sets them: whoever may send an event may otherwise have any file read, and move the
+    `latest` of another team.
+    """
+    if settings.allowed_roots and not any(_is_under(checkpoint, root) for root in settings.allowed_roots):
+        raise UsageError(
+            f"The checkpoint {checkpoint} lies outside of what may be exported here.",
+            expected=f"one under {', '.join(settings.allowed_roots)} (ADAPTERLINE_ALLOWED_ROOTS)",
+            remedy="Put it there, or have whoever owns the deployment allow its place.",
+        )
+    if settings.allowed_names and not any(fnmatchcase(name, pattern) for pattern in settings.allowed_names):
+        raise UsageError(
+            f"The name {name} may not be published from here.",
+            expected=f"one like {', '.join(settings.allowed_names)} (ADAPTERLINE_ALLOWED_NAMES)",
+            remedy="Choose another name, or have whoever owns the deployment allow it.",
+        )
+
+
+def _is_under(uri: str, root: str) -> bool:
+    """By whole parts of the path. Of folders what they really are counts, whatever links and dots say."""
+    if ("://" in uri and not uri.startswith("file://")) or "://" in root:
+        parts = uri.rstrip("/").split("/")
+        inside = f"{uri.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
+        return inside and ".." not in parts and "." not in parts
+    path = Path(uri.removeprefix("file://")).expanduser().resolve()
+    return path.is_relative_to(Path(root).expanduser().resolve())
 
 
 def check_destinations(to: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -6,17 +6,35 @@ Credentials are none of ours: boto3 reads `AWS_*` and its profiles, huggingface_
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from adapterline.errors import UsageError
+
+# What git allows and what no address has to quote: https://git-scm.com/docs/git-check-ref-format
+_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9]([\w./-]{0,98}[A-Za-z0-9_-])?", re.ASCII)
 
 
 def _home(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "adapterline"
+
+
+def _split(value: Any) -> Any:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+#: In the environment separated by commas, in TOML a list.
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -38,16 +56,59 @@ class Settings(BaseSettings):
     scratch_max_days: float = Field(14, gt=0, description="and of what was not used for so long")
     retries: int = Field(3, ge=0, le=10, description="of loading and uploading, on transient faults")
     retry_seconds: float = Field(10, ge=0, description="the first pause; each further one is twice as long")
+    allowed_roots: Listed = Field((), description="what a checkpoint's URI must lie under: folders, s3:// or hf://")
+    allowed_names: Listed = Field((), description="patterns (team-a-*) of the names that may be published")
+    parallel: int = Field(2, ge=1, le=64, description="how many exports of a sweep run at once in its own process")
+    quiet_seconds: float = Field(600, ge=0, description="a run without _SUCCESS is finished after so long in silence")
+    incomplete_tries: int = Field(12, ge=0, description="how often a deployed run waits for a checkpoint to be whole")
+    incomplete_seconds: float = Field(300, gt=0, description="and how long each time")
+    s3_addressing: Literal["path", "virtual", "auto"] | None = Field(
+        None, description="of buckets: endpoint/bucket or bucket.endpoint; without it, as the profile says"
+    )
+    s3_sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        None, description="encryption of what is published; without it, as the bucket says"
+    )
+    s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
+    s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
+    hub_create: bool = Field(True, description="a Hub repository that is not there is created")
+    hub_pr: bool = Field(False, description="on the Hub, open a pull request instead of committing to main")
+    hub_branch: str = Field("main", description="the branch of the Hub that takes the place of main")
+
+    @field_validator("hub_branch")
+    @classmethod
+    def _is_branch(cls, name: str) -> str:
+        if not _BRANCH.fullmatch(name) or name.startswith(("sha-", "stage-", "refs/")):
+            raise ValueError("no name of a branch that people may follow")
+        return name
+
+    @model_validator(mode="after")
+    def _hub_fits(self) -> Self:
+        if self.hub_pr and self.hub_branch != "main":
+            raise ValueError("hub_pr is true, and hub_branch is not main: pull requests of the Hub go to main")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_fits(self) -> Self:
+        if self.s3_kms_key and not (self.s3_sse or "").startswith("aws:kms"):
+            raise ValueError("s3_kms_key is given, and s3_sse is not aws:kms")
+        if self.s3_storage_class in ("GLACIER", "DEEP_ARCHIVE"):
+            raise ValueError(f"from s3_storage_class {self.s3_storage_class} nothing can be read back at once")
+        return self
 
     def __init__(self, **given: Any) -> None:
         try:
             super().__init__(**given)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # two settings that do not fit
+                raise UsageError(
+                    f"The settings do not fit: {str(first['msg']).removeprefix('Value error, ')}.",
+                    remedy="Correct one of them, in ADAPTERLINE_* or adapterline.toml.",
+                ) from error
             name = "_".join(str(part) for part in first["loc"])
             raise UsageError(
-                f"The setting {name} is {first['input']!r}: {first['msg']}.",
+                f"The setting {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.",
                 remedy=f"Correct ADAPTERLINE_{name.upper()}, or {name} in adapterline.toml.",
             ) from error
         except ValueError as error:  # the settings file is no TOML

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ from adapterline.families.aliases import shipped_for
 from adapterline.package.card import snippets
 
 if TYPE_CHECKING:
+    from adapterline.doctor import Finding
     from adapterline.inspection import Inspection
+    from adapterline.sweep import SweepSummary
     from adapterline.values import Check, LineageRecord, Promotion, Pruned, Pruning, ValidationReport
 
 
@@ -29,7 +32,8 @@ def record_text(record: LineageRecord, base: str | None) -> str:
         known = (shipped.model if shipped else base) or (
             manifest.base.model if manifest.base.model != "unknown" else None
         )
-        texts = snippets(manifest, record.publications[0].load, known)
+        first = record.publications[0]
+        texts = snippets(manifest, first.load, known, first.revision)
         lines += ["", "\n\n# or, with PEFT:\n".join(texts)]
     return "\n".join(lines)
 
@@ -70,6 +74,27 @@ def report_text(report: ValidationReport) -> str:
             lines.append(f"  {f'with {consumer}' if consumer else 'files'}")
         lines += [_check_line(check) for check in report.checks if check.consumer == consumer]
     lines += [f"  --     {name}: not run, {why}" for name, why in report.not_run.items()]
+    return "\n".join(lines)
+
+
+def sweep_text(summary: SweepSummary) -> str:
+    """Every checkpoint a line, but for what was skipped, and the counts."""
+    lines = []
+    for item in summary.items:
+        if item.outcome != "skipped":
+            at = "" if item.step is None else f" step {item.step}"
+            version = f" {item.name} {item.digest[:12]}" if item.digest else ""
+            lines.append(f"  {item.outcome:<10} {item.checkpoint}{at}{version}" + (f": {item.why}" if item.why else ""))
+    return "\n".join([summary.line(), *lines])
+
+
+def doctor_text(findings: Sequence[Finding]) -> str:
+    """Every finding, a line each, and what to do."""
+    lines = []
+    for each in findings:
+        lines.append(f"  {each.status:<8} {each.name}: {each.observed}")
+        if each.remedy:
+            lines.append(f"           {each.remedy}")
     return "\n".join(lines)
 
 

@@ -6,10 +6,10 @@ from prefect import flow
 from prefect.futures import wait
 from prefect.runtime import flow_run
 
-from adapterline.errors import UsageError
+from adapterline.errors import CheckpointIncompleteError, UsageError
 from adapterline.journal import Journal
 from adapterline.package import make_manifest
-from adapterline.request import base_of, check_destinations, name_of, order_of
+from adapterline.request import base_of, check_allowed, check_destinations, name_of, order_of
 from adapterline.scratch import Scratch
 from adapterline.settings import Settings
 from adapterline.summaries import summarize
@@ -27,6 +27,7 @@ from tasks.render import render
 from tasks.serialize import serialize
 from tasks.upload import upload
 from tasks.validate import validate
+from tasks.wait import run_again_later
 
 
 def _run_name() -> str:
@@ -49,7 +50,8 @@ def export_adapter(
     """Exports the adapter in `checkpoint`, proves it, and publishes it to every place of `to`, or to none.
 
     Without `to` it ends after the proof. The same request again finds what is there and changes nothing. Raises the
-    errors of `adapterline.errors`; each run, also a refused or failed one, leaves a record.
+    errors of `adapterline.errors`; each run, also a refused or failed one, leaves a record. A deployed run that meets a
+    checkpoint which is not whole yet has its deployment run again later, and ends.
     """
     settings = Settings()
     scratch, patient = Scratch.open(settings), retrying(settings)
@@ -58,7 +60,13 @@ def export_adapter(
         scratch.trim()
         name = journal.named(name_of(name, checkpoint))
         to = check_destinations(to, name)
-        source = load_checkpoint.with_options(**patient)(checkpoint, options, work / "checkpoint")
+        check_allowed(checkpoint, name, settings)
+        try:
+            source = load_checkpoint.with_options(**patient)(checkpoint, options, work / "checkpoint")
+        except CheckpointIncompleteError as error:
+            if not run_again_later(settings):
+                raise
+            return record(journal.waiting(error))
         base = base_of(base, source, run)
         model = open_base.with_options(**patient)(base, work / "base")
         check_render(model, base, options)

@@ -18,6 +18,8 @@ os.environ |= {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
+    # Two processes test on two cores: with two threads each, OpenMP's spinning makes a test ten times slower.
+    "OMP_NUM_THREADS": "1",
 }
 
 # The same examples every time, so that a commit's tests say something of the commit. `make fuzz` draws new ones.

@@ -1,8 +1,8 @@
 """What README.md and docs/ say is run: every command in a console, bash or python block, page by page.
 
-The blocks of a page run in order, in one shell, in a folder where `demo/` has what `adapterline demo` leaves there: the
-base, the checkpoint and a publication. In a console block a line that begins with `$ ` is a command (`> ` continues
-it), and what follows is all that it prints, on stdout and stderr, where
+The blocks of a page run in order, in one shell, in a folder where `demo/` has what `adapterline demo` leaves there (the
+base, the checkpoint and a publication) and `infra/` what the repository has. In a console block a line that begins with
+`$ ` is a command (`> ` continues it), and what follows is all that it prints, on stdout and stderr, where
 
     ...                     stands for anything; alone on a line, also for any number of lines
     12 hex digits and more  stand for any as many
@@ -168,6 +168,7 @@ def test_every_command_does_what_the_page_shows(page: Path, tmp_path: Path, requ
     if not list(commands_of(blocks_of(page), tmp_path)):
         return
     shutil.copytree(request.getfixturevalue("demo"), tmp_path / "demo")
+    shutil.copytree(ROOT / "infra", tmp_path / "infra")
     environment = request.getfixturevalue("environment" if page.name == "README.md" else "warm")
     commands = list(commands_of(blocks_of(page), tmp_path))
     for index, (command, (output, status)) in enumerate(
@@ -315,7 +316,8 @@ def test_every_setting_is_explained_with_its_default() -> None:
         row = re.search(rf"^\| `ADAPTERLINE_{name.upper()}` \| (.+?) \|", text, flags=re.MULTILINE)
         assert row, name
         if setting.default_factory is None:
-            assert row[1] == f"`{str(setting.default).lower()}`", name
+            shown = "any" if setting.default == () else f"`{str(setting.default).lower()}`"
+            assert row[1] == shown, name
 
 
 def test_the_settings_that_are_shown_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def fetch_s3(
         exact = _look_up(client, bucket, prefix) if prefix else None
         found = [exact] if exact else _list(client, bucket, prefix)
     if not found:
-        raise CheckpointError(
+        raise CheckpointIncompleteError(
             f"There is nothing at {uri}.", expected="an object, or objects below it", remedy="Check bucket and prefix."
         )
     _check_paths(found, uri)

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adapterline.families import family_named
+from adapterline.package.card_section import MARKER, compose_card, merge_card
 from adapterline.validation.files import by_layout
 from adapterline.values import IMAGE_PATH, LoadCall, Manifest, RenderedImage
 
+__all__ = ["CARD_NAME", "MARKER", "images_shown", "make_card", "merge_card", "snippet", "snippets"]
+
 CARD_NAME = "README.md"
-#: In every card that adapterline writes. A card without it was written by a person, and is left alone.
-MARKER = "<!-- adapterline -->"
 _IMAGE_IN_CARD = re.compile(rb"\]\((" + IMAGE_PATH.pattern.encode() + rb")\)")
 
 
 def make_card(manifest: Manifest, images: Sequence[RenderedImage] = ()) -> bytes:
     """The bytes of `README.md`."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     family = family_named(manifest.family)
     known = manifest.base.model != "unknown"
@@ -32,8 +33,7 @@ def make_card(manifest: Manifest, images: Sequence[RenderedImage] = ()) -> bytes
         data["base_model_relation"] = "adapter"
     if images:  # https://huggingface.co/docs/hub/model-cards-widgets: what the Hub's gallery shows
         data["widget"] = [{"text": image.prompt, "output": {"url": image.path}} for image in images]
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, images)}", ignore_metadata_errors=True)
-    return (str(card).rstrip("\n") + "\n").encode()
+    return compose_card(f"---\n{data.to_yaml()}\n---\n", _body(manifest, images))
 
 
 def images_shown(card: bytes) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def images_shown(card: bytes) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match.decode() for match in _IMAGE_IN_CARD.findall(card)))
 
 
-def snippets(manifest: Manifest, where: str, base: str | None) -> tuple[str, ...]:
+def snippets(manifest: Manifest, where: str, base: str | None, revision: str = "") -> tuple[str, ...]:
     """Python that loads what was published at `where`: the ways that exclude each other, the usual one first.
 
     Of several layouts for diffusers, its own is the usual one: the others are there for other programs.
@@ -53,10 +53,10 @@ def snippets(manifest: Manifest, where: str, base: str | None) -> tuple[str, ...
     calls = [[*layouts.get(usual, ()), *embeddings]] if usual or "peft" not in layouts else []
     if "peft" in layouts:  # it puts its own model around the text encoder, so the tokens come first
         calls.append([*embeddings, *layouts["peft"]])
-    return tuple(snippet(loads, where, base) for loads in calls if loads)
+    return tuple(snippet(loads, where, base, revision) for loads in calls if loads)
 
 
-def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
+def snippet(loads: Iterable[LoadCall], where: str, base: str | None, revision: str = "") -> str:
     """Python that makes these calls for what lies at `where`, as the proof did."""
     calls = tuple(loads)
     lines, opened = ["import diffusers"], None
@@ -69,26 +69,27 @@ def snippet(loads: Iterable[LoadCall], where: str, base: str | None) -> str:
             if load.pipeline.endswith("ModularPipeline"):  # they load nothing unasked
                 lines.append("pipe.load_components()")
             opened = load.pipeline
-        lines.append(_peft_line(load, where) if load.library == "peft" else _diffusers_line(load, where))
+        line = _peft_line if load.library == "peft" else _diffusers_line
+        lines.append(line(load, where, {"revision": revision} if revision else {}))
     return "\n".join(lines)
 
 
-def _diffusers_line(load: LoadCall, where: str) -> str:
-    texts = [f"{key}={value!r}" for key, value in {"weight_name": load.weight_name, **load.kwargs}.items()]
+def _diffusers_line(load: LoadCall, where: str, which: dict[str, str]) -> str:
+    texts = [f"{key}={value!r}" for key, value in {"weight_name": load.weight_name, **load.kwargs, **which}.items()]
     texts += [f"{key}=pipe.{attribute}" for key, attribute in load.attributes.items()]
     return f"pipe.{load.method}({where!r}, {', '.join(texts)})"
 
 
-def _peft_line(load: LoadCall, where: str) -> str:
+def _peft_line(load: LoadCall, where: str, which: dict[str, str]) -> str:
     model = f"pipe.{load.attributes['model']}"
-    return f"{model} = {load.method}({model}, {where!r}, subfolder={load.weight_name!r})"
+    texts = "".join(f", {key}={value!r}" for key, value in {"subfolder": load.weight_name, **which}.items())
+    return f"{model} = {load.method}({model}, {where!r}{texts})"
 
 
 def _body(manifest: Manifest, images: Sequence[RenderedImage]) -> str:
     base = None if manifest.base.model == "unknown" else manifest.base.model
     passed = sum(check.passed for check in manifest.validation.checks)
     parts = [
-        MARKER,
         f"# {manifest.name}",
         f"A LoRA for {family_named(manifest.family).title}"
         + (

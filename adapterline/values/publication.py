@@ -103,9 +103,12 @@ class Receipt(Value):
 
 
 class Publication(Value):
-    """A package is visible at a destination."""
+    """A package is visible at a destination, or offered there."""
 
     receipt: Receipt
-    latest: Literal["moved", "kept"] = Field(description="kept: what `latest` points to is newer")
+    latest: Literal["moved", "kept", "proposed"] = Field(
+        description="kept: what `latest` points to is newer; proposed: a pull request to move it is open"
+    )
     url: str
     load: str = Field(description="what to pass to load_lora_weights")
+    revision: str = Field("", description="what to pass as its revision, if anything")

@@ -31,7 +31,9 @@ class LineageRecord(Value):
     schema_: Literal["adapterline/record/v1"] = Field(RECORD_SCHEMA, alias="schema")
     id: str
     key: str = Field(description="of the request: equal keys ask for equal bytes at equal places")
-    outcome: Literal["exported", "already-exported", "validated", "refused", "failed"]
+    outcome: Literal["exported", "already-exported", "validated", "waiting", "refused", "failed"] = Field(
+        description="waiting: the checkpoint was not whole, and the deployment runs again for it"
+    )
     started_at: AwareDatetime
     ended_at: AwareDatetime
     checkpoint: str

@@ -433,6 +433,22 @@ def test_alpha_of_one_component_alone_does_not_load(trained: Callable[..., Train
     assert "target_modules" in said(report)
 
 
+def test_layer_that_the_header_does_not_name_is_dropped(trained: Callable[..., Trained], tmp_path: Path) -> None:
+    of = trained("flux", alpha=7)
+    tensors = of.as_diffusers("text_encoder")
+    for key in [key for key in tensors if key.endswith("lora_B.weight")]:
+        tensors[key.replace("weight", "bias")] = torch.ones(len(tensors[key]))
+    module = next(key.split(".lora_")[0] for key in tensors if key.endswith("out_proj.lora_A.weight"))
+    other = module.replace("out_proj", "k_proj").replace("layers.1", "layers.0")
+    assert f"{other}.lora_A.weight" not in tensors
+    header = header_of(of, "text_encoder", lora_alpha=7, lora_bias=True)
+    file = saved(renamed(tensors, lambda key: key.replace(module, other)), tmp_path, header)
+    report = validate_file(file, read_base(of.base))
+    assert failed(report) == {"all layers arrive"}
+    (check,) = report.failures
+    assert check.modules == (other.replace("text_model.", ""),)
+
+
 def test_setting_that_the_installed_peft_does_not_know_is_named(
     trained: Callable[..., Trained], tmp_path: Path
 ) -> None:

@@ -232,12 +232,14 @@ def test_only_a_layer_of_zeros_is_padding(sd15: Base, part: str) -> None:
     a, b = torch.ones(2, 32), torch.ones(32, 2)
     other: dict[str, dict[str, torch.Tensor]] = {
         "factors": {"a": a, "b": b},
-        "magnitude": {"magnitude": torch.zeros(32)},
+        "magnitude": {"magnitude": torch.ones(32)},
         "bias": {"bias": torch.ones(32)},
         "meta": {"a": torch.zeros(2, 32, device="meta")},
     }
     assert not with_delta(zero, **other[part]).is_zero
     assert with_delta(zero, a=a).is_zero, "an A alone changes nothing"
+    made_up = with_delta(zero, a=a, magnitude=torch.zeros(32), bias=torch.zeros(32))
+    assert made_up.is_zero, "as a loader makes them for a header that names a layer which the file lacks"
 
 
 def disable(pipeline: Any) -> None:

@@ -14,7 +14,7 @@ from adapterline.checkpoints.containers.torch_zip import SUFFIXES, TorchFile
 from adapterline.checkpoints.containers.training_folder import TrainingFolder
 from adapterline.checkpoints.containers.zero import ZeroFolder
 from adapterline.checkpoints.embeddings import with_embeddings_beside
-from adapterline.errors import CheckpointError, from_os_error
+from adapterline.errors import CheckpointError, CheckpointIncompleteError, from_os_error
 
 #: In the order in which they are asked; the first that does not say "not my kind" decides.
 CONTAINERS: tuple[Container, ...] = (
@@ -40,7 +40,7 @@ def open_container(path: Path, wish: Wish) -> Contents:
 
 def _open(path: Path, wish: Wish) -> Contents:
     if not path.exists():
-        raise CheckpointError(
+        raise CheckpointIncompleteError(
             f"{str(path)!r} does not exist.",
             expected="a checkpoint file or folder",
             remedy="Correct the path; a repository of the Hub is written hf://org/name.",

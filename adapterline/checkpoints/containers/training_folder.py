@@ -28,7 +28,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from adapterline.checkpoints.containers.base import (
@@ -185,8 +185,18 @@ def saves_in(path: Path) -> list[_Save]:
     return sorted(saves, key=lambda save: (save.number, save.path.name))
 
 
+def save_named(name: PurePath, folder: bool) -> int | None:
+    """The step or epoch that the name of a file or folder says, or None: what `--step` would call it."""
+    save = _folder_save(Path(name)) if folder else _file_named(Path(name))
+    return save.number if save else None
+
+
 def _file_save(file: Path) -> _Save | None:
-    if file.suffix not in _WEIGHTS or _STATE.fullmatch(file.name) or is_embedding_file(file):
+    return None if is_embedding_file(file) else _file_named(file)
+
+
+def _file_named(file: Path) -> _Save | None:
+    if file.suffix not in _WEIGHTS or _STATE.fullmatch(file.name):
         return None
     for pattern in _STEP_FILES:
         if match := pattern.fullmatch(file.stem):

@@ -36,7 +36,9 @@ class LoadedLayer:
     @property
     def is_zero(self) -> bool:
         """True if it changes nothing."""
-        if self.delta.magnitude is not None or self.delta.bias is not None or any(part.is_meta for part in self.parts):
+        if any(part.is_meta for part in self.parts):
+            return False
+        if any(part is not None and bool(part.any()) for part in (self.delta.magnitude, self.delta.bias)):
             return False
         factors = (self.delta.a, self.delta.b) if isinstance(self.delta, LowRank) else self.parts
         return not all(bool(factor.any()) for factor in factors)

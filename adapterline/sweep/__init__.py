@@ -1,0 +1,19 @@
+"""Whatever is finished and not yet exported: what lies under the roots, what of it is ready, what came of it."""
+
+from __future__ import annotations
+
+from adapterline.sweep.runs import FoundRun, find_runs
+from adapterline.sweep.steps import Steps, check_steps, steps_of
+from adapterline.sweep.summary import Outcome, SweepItem, SweepSummary, summary_markdown
+
+__all__ = [
+    "FoundRun",
+    "Outcome",
+    "Steps",
+    "SweepItem",
+    "SweepSummary",
+    "check_steps",
+    "find_runs",
+    "steps_of",
+    "summary_markdown",
+]

@@ -1,0 +1,108 @@
+"""The sweep: every finished run under the roots that is not exported yet, with one summary in the morning."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from adapterline.errors import AdapterlineError, CheckpointIncompleteError, SweepFailedError, UsageError
+from adapterline.settings import Settings
+from adapterline.sweep import (
+    FoundRun,
+    Outcome,
+    SweepItem,
+    SweepSummary,
+    check_steps,
+    find_runs,
+    steps_of,
+    summary_markdown,
+)
+from adapterline.values import ExportOptions
+from tasks.export_found import export_found
+from tasks.policy import say
+
+SUMMARY_KEY = "adapterline-sweep"
+Waiting = list[tuple[FoundRun, int | None, "PrefectFuture[SweepItem]"]]
+
+
+#: Threads that wait for runs of a deployment, mostly; what runs here is bounded by `Settings.parallel`.
+_RUNNER: Any = ThreadPoolTaskRunner(max_workers=32)
+
+
+@flow(name="export-nightly", task_runner=_RUNNER, persist_result=False)
+def export_nightly(
+    roots: tuple[str, ...],
+    to: tuple[str, ...] = (),
+    base: str | None = None,
+    options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
+    steps: str = "final",
+    deployment: str | None = None,
+) -> SweepSummary:
+    """Exports what lies under `roots` and is finished; see `adapterline.sweep`. A root that cannot be listed is a bug.
+
+    It goes on past what is refused and what fails. SweepFailedError, after the summary is made, if anything failed.
+    `deployment` ("export-adapter/on-completion") runs each export as a run of it, wherever its work pool is.
+    """
+    summary = sweep(roots, to, base, options, steps, deployment)
+    if summary.failed:
+        told = [item for item in summary.items if item.outcome == "failed"]
+        raise SweepFailedError(
+            f"{summary.line()}; failed: {', '.join(f'{item.checkpoint} ({item.why})' for item in told)[:2000]}.",
+            expected="no failure",
+            remedy=f"See the artifact {SUMMARY_KEY}; the next sweep tries these again.",
+            summary=summary,
+        )
+    return summary
+
+
+def sweep(
+    roots: tuple[str, ...],
+    to: tuple[str, ...],
+    base: str | None,
+    options: ExportOptions,
+    steps: str,
+    deployment: str | None,
+) -> SweepSummary:
+    """The summary, which is an artifact too."""
+    if not roots:
+        raise UsageError("No root was given.", expected="a folder or s3://bucket/prefix")
+    check_steps(steps)
+    settings, now = Settings(), datetime.now(UTC)
+    quiet, here = timedelta(seconds=settings.quiet_seconds), threading.BoundedSemaphore(settings.parallel)
+    items: list[SweepItem] = []
+    waiting: Waiting = []
+    for run in (run for root in dict.fromkeys(roots) for run in find_runs(root)):
+        if not run.is_finished(quiet, now):
+            items.append(SweepItem(checkpoint=run.uri, outcome="unfinished", why="it is still being written to"))
+            continue
+        for step in steps_of(run, steps):
+            waiting.append((run, step, export_found.submit(run, step, base, to, options, deployment, here)))
+    for run, step, future in waiting:
+        future.wait()
+        items.append(_item(run, step, future.state))
+    items.sort(key=lambda item: (item.checkpoint, -1 if item.step is None else item.step))
+    summary = SweepSummary(roots=roots, steps=steps, items=tuple(items))
+    create_markdown_artifact(summary_markdown(summary), key=SUMMARY_KEY, description=summary.line())
+    say(f"sweep: {summary.line()}")
+    return summary
+
+
+def _item(run: FoundRun, step: int | None, state: State[Any]) -> SweepItem:
+    found = state.result(raise_on_failure=False)
+    if not isinstance(found, BaseException):
+        item = SweepItem.model_validate(found)
+        if state.name != "Cached":
+            return item
+        if item.outcome == "refused":
+            return item.model_copy(update={"told": True})
+        return item.model_copy(update={"outcome": "skipped", "why": "exported by an earlier sweep"})
+    outcome: Outcome = "unfinished" if isinstance(found, CheckpointIncompleteError) else "failed"
+    why = str(found) if isinstance(found, AdapterlineError) else f"{type(found).__name__}: {found}"
+    return SweepItem(checkpoint=run.uri, step=step, outcome=outcome, why=why)
