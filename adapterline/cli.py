@@ -90,6 +90,11 @@ def export(
     render_height: int | None = None,
     render_frames: int | None = None,
     render_guidance: float | None = None,
+    trigger: Annotated[list[str] | None, Parameter(negative="")] = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    keep_header: Annotated[list[str] | None, Parameter(negative="")] = None,
     base_model: str | None = None,
     run_id: str | None = None,
     hub_public: Annotated[bool, Parameter(negative="")] = False,
@@ -133,6 +138,16 @@ def export(
         Of a video.
     render_guidance
         The pipeline's guidance_scale.
+    trigger
+        A word that calls what was trained, for the card, as often as needed.
+    license
+        The Hub's identifier of the adapter's licence. Default: the base's, where it is known.
+    license_name
+        Of a license that is other.
+    license_link
+        Where its text is.
+    keep_header
+        A field of the checkpoint's header that is published as it is, as often as needed. Default: none.
     base_model
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
@@ -169,6 +184,11 @@ def export(
         render_height=render_height,
         render_frames=render_frames,
         render_guidance=render_guidance,
+        trigger=tuple(trigger) if trigger else None,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        keep_header=tuple(keep_header) if keep_header else None,
     )
     _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())

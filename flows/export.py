@@ -75,7 +75,7 @@ def export_adapter(
             return record(journal.already(earlier))
 
         adapter = extract(source, model, options)
-        plan = convert(adapter, model, options, name, run)
+        plan = convert(adapter, source, model, options, name, run)
         bundle = serialize(plan, scratch)
         report = validate(bundle, source, model, options, scratch)
         say(f"validate: {len(report.checks)} checks passed")  # here, because a remembered proof runs no task
@@ -92,6 +92,7 @@ def export_adapter(
             components=summarize(adapter, plan, options.approximate),
             left_out=adapter.left_out,
             run=run,
+            options=options,
         )
         if not to:
             return record(journal.validated())

@@ -17,7 +17,7 @@ from adapterline.values.bundle import FORMAT_VERSION, Bundle, ExportedFile
 from adapterline.values.checkpoint import Source, StoredEmbedding, TensorInfo
 from adapterline.values.manifest import MANIFEST_SCHEMA, BaseSummary, ComponentSummary, Manifest, SourceSummary
 from adapterline.values.names import NAME_PATTERN, check_alias, check_name, is_alias, make_name, slug
-from adapterline.values.options import DType, ExportOptions, Layout, ScaleMode, TrainingRun
+from adapterline.values.options import DType, ExportOptions, Layout, License, ScaleMode, TrainingRun
 from adapterline.values.plan import WEIGHT_NAME, FilePlan, HeaderHash, LoadCall, Plan, TensorPlan, Transform
 from adapterline.values.publication import (
     IMAGE_PATH,
@@ -71,6 +71,7 @@ __all__ = [
     "HeaderHash",
     "Latest",
     "Layout",
+    "License",
     "Orphan",
     "OrphanFate",
     "LineageRecord",
