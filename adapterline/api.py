@@ -16,6 +16,7 @@ from adapterline.values import ExportOptions, LineageRecord, Promotion, Pruning,
 
 if TYPE_CHECKING:
     from adapterline.doctor import Finding
+    from adapterline.package.verification import Trust
     from adapterline.sweep import SweepSummary
 
 __all__ = ["Inspection", "doctor", "export", "inspect", "notify", "promote", "prune", "sweep", "validate"]
@@ -63,14 +64,20 @@ def sweep(
 
 
 def validate(
-    file: str, base: str, against: str | None = None, options: ExportOptions | None = None
+    file: str,
+    base: str,
+    against: str | None = None,
+    options: ExportOptions | None = None,
+    trust: Trust | None = None,
 ) -> ValidationReport:
     """The proof alone, for a file that anybody wrote: a path, a folder, `s3://` or `hf://`.
 
     Without `against` (a checkpoint) it proves that the file loads whole, onto the right modules, finite and alive. With
-    it, that the effect is the checkpoint's. Nothing is raised for a finding: look at `.passed` and `.checks`.
+    it, that the effect is the checkpoint's. Of what adapterline published provenance and signature are checked, the
+    latter with what `trust` names. Nothing is raised for a finding: look at `.passed` and `.checks`.
     """
     from adapterline.families.base import open_base
+    from adapterline.package.verification import Trust, with_trust
     from adapterline.request import check_base
     from adapterline.validation import validate_file
 
@@ -81,7 +88,8 @@ def validate(
         source = load_checkpoint(against, options, work / "against") if against else None
         if source:
             check_base(base, source)
-        return validate_file(path, open_base(base, work / "base"), source, options)
+        report = validate_file(path, open_base(base, work / "base"), source, options)
+        return with_trust(report, path, trust or Trust())
 
 
 def notify(checkpoint: str, *, base: str | None = None, name: str | None = None, run: TrainingRun | None = None) -> str:

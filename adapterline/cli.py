@@ -97,6 +97,9 @@ def export(
     keep_header: Annotated[list[str] | None, Parameter(negative="")] = None,
     base_model: str | None = None,
     run_id: str | None = None,
+    signing_key: Path | None = None,
+    signing_certificate: Path | None = None,
+    signing_chain: Annotated[list[Path] | None, Parameter(negative="")] = None,
     hub_public: Annotated[bool, Parameter(negative="")] = False,
     hub_branch: str | None = None,
     hub_pr: Annotated[bool, Parameter(negative="")] = False,
@@ -152,6 +155,12 @@ def export(
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
         The training run.
+    signing_key
+        A private key in PEM to sign with; its password, if it has one, is ADAPTERLINE_SIGNING_KEY_PASSWORD.
+    signing_certificate
+        The key's certificate.
+    signing_chain
+        A certificate that vouches for it, as often as needed.
     hub_public
         A Hub repository that has to be created is public.
     hub_branch
@@ -189,6 +198,11 @@ def export(
         license_name=license_name,
         license_link=license_link,
         keep_header=tuple(keep_header) if keep_header else None,
+    )
+    _set(
+        signing_key=str(signing_key) if signing_key else None,
+        signing_certificate=str(signing_certificate) if signing_certificate else None,
+        signing_chain=",".join(map(str, signing_chain)) if signing_chain else None,
     )
     _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())
@@ -238,6 +252,9 @@ def validate(
     max_rank: MaxRank = None,
     approximate: Approximate = None,
     dtype: DTypeName = None,
+    public_key: Path | None = None,
+    certificate_chain: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    require_signature: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
     """Prove a LoRA file, whoever wrote it.
@@ -250,8 +267,15 @@ def validate(
         The architecture to prove on: a diffusers pipeline folder, a Hub id, or an alias (sd15, sdxl, flux-dev, ...).
     against
         The checkpoint whose effect it must have. Without it: loads whole, on the right modules, finite and alive.
+    public_key
+        Of the signer, to check the signature with: a PEM file.
+    certificate_chain
+        Certificates that vouch for the signer's, in PEM, as often as needed.
+    require_signature
+        Fail without a signature that could be checked.
     """
     from adapterline import api
+    from adapterline.package.verification import Trust
     from adapterline.validation import describe
 
     options = _options(
@@ -264,7 +288,8 @@ def validate(
         approximate=approximate,
         dtype=dtype,
     )
-    report = api.validate(file, base, against, options)
+    trust = Trust(public_key, tuple(certificate_chain or ()), require_signature)
+    report = api.validate(file, base, against, options, trust)
     _print(report.model_dump(mode="json") | {"passed": report.passed}, lambda: report_text(report), json)
     if not report.passed:
         found = "; ".join(map(describe, report.failures))

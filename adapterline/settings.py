@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     )
     s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
     s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
+    signing_key: Path | None = Field(None, description="a private key in PEM, that exports are signed with")
+    signing_key_password: SecretStr | None = Field(None, description="of the key, if it is encrypted")
+    signing_certificate: Path | None = Field(None, description="the key's certificate, in PEM")
+    signing_chain: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="the certificates that vouch for it, without the root"
+    )
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
     hub_create: bool = Field(True, description="a Hub repository that is not there is created")
     hub_pr: bool = Field(False, description="on the Hub, open a pull request instead of committing to main")
@@ -86,6 +92,14 @@ class Settings(BaseSettings):
     def _hub_fits(self) -> Self:
         if self.hub_pr and self.hub_branch != "main":
             raise ValueError("hub_pr is true, and hub_branch is not main: pull requests of the Hub go to main")
+        return self
+
+    @model_validator(mode="after")
+    def _signing_fits(self) -> Self:
+        if self.signing_certificate and not self.signing_key:
+            raise ValueError("signing_certificate is given, and signing_key is not")
+        if self.signing_chain and not self.signing_certificate:
+            raise ValueError("signing_chain is given, and signing_certificate is not")
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,8 +30,10 @@ from adapterline.destinations.versions import names, pointed, removed, require_e
 from adapterline.digests import sha256_of_bytes, sha256_of_file
 from adapterline.errors import AdapterlineError, PublishError, from_os_error
 from adapterline.package.card import CARD_NAME, images_shown
+from adapterline.package.siblings import sibling_paths
 from adapterline.scratch import sync_folder
 from adapterline.values import (
+    SIGNATURE_PATH,
     Latest,
     Manifest,
     Order,
@@ -70,7 +72,8 @@ class FolderDestination:
             if (published := self._published(package)) is not None:
                 return published
             try:
-                self._copy(package)
+                self._staging(package).mkdir(parents=True, exist_ok=True)
+                self._copy(package, package.files)
                 self._read_back(package)
             except Exception:
                 self._clear(package)  # only a crash leaves something to go on with
@@ -162,10 +165,13 @@ class FolderDestination:
             shutil.rmtree(away)
         self._tidy()
 
-    def _copy(self, package: Package) -> None:
-        staging = self._staging(package)
-        staging.mkdir(parents=True, exist_ok=True)
-        for file in package.files:
+    def _copy(self, package: Package, files: Iterable[PackagedFile]) -> None:
+        """Copies what is not there, and takes away what another exporter of the same bundle has left."""
+        staging, wanted = self._staging(package), {file.path for file in package.files}
+        for path in [path for path in staging.rglob("*") if path.is_file()]:
+            if path.relative_to(staging).as_posix() not in wanted:
+                path.unlink()
+        for file in files:
             target = staging / file.path
             if not _is(target, file):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +198,9 @@ class FolderDestination:
             raise PublishError(
                 f"{staging} was staged, and is not there any more.", remedy="Run the export again.", transient=True
             )
+        bundle = {file.path for file in package.manifest.files}
+        # Another exporter of the same bundle may have staged its card and its signature since.
+        self._copy(package, [file for file in package.files if file.path not in bundle])
         _write(staging / MANIFEST_NAME, io.BytesIO(package.manifest_bytes), beside=staging)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.rename(target)
@@ -226,17 +235,21 @@ class FolderDestination:
                 remedy="Publish it under another name.",
             )
         # The card is made from the manifest and the images: of others it is another. What is there stays.
-        rendered = images_shown((target / CARD_NAME).read_bytes()) if (target / CARD_NAME).is_file() else ()
+        card = (target / CARD_NAME).read_bytes() if (target / CARD_NAME).is_file() else None
+        rendered = images_shown(card or b"")
         same = data == package.manifest_bytes and not rendered and not package.images
         bundle = {file.path for file in package.manifest.files}
-        for file in package.files if same else [file for file in package.files if file.path in bundle]:
+        # What was published unsigned, or with another key, stays so.
+        fixed = [file for file in package.files if same and not SIGNATURE_PATH.fullmatch(file.path)]
+        for file in fixed or [file for file in package.files if file.path in bundle]:
             if not _is(target / file.path, file):
                 raise PublishError(
                     f"{target / file.path} is published, and its bytes are not what {MANIFEST_NAME} says.",
                     expected=f"sha256 {file.sha256}",
                     remedy="Something changed it. Move the folder away and export again.",
                 )
-        paths = [*(file.path for file in package.files if file.path in bundle), CARD_NAME, *rendered]
+        beside = [path for path in sibling_paths(sha256_of_bytes(data), card) if (target / path).is_file()]
+        paths = [*(file.path for file in package.files if file.path in bundle), *beside]
         files = tuple(_packaged(target, path) for path in paths)
         return self._receipt(package, sha256_of_bytes(data), published=True, files=files)
 

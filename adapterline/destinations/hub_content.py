@@ -14,7 +14,8 @@ from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError
 from adapterline.hub import Commit
 from adapterline.package.card import CARD_NAME, images_shown, merge_card
-from adapterline.values import IMAGE_PATH, Latest, Manifest, Package, PackagedFile, Receipt
+from adapterline.package.siblings import is_sibling, sibling_paths
+from adapterline.values import Latest, Manifest, Package, PackagedFile, Receipt
 
 # --- what is there ----------------------------------------------------------------------------------------------------
 
@@ -69,14 +70,15 @@ def holds(commit: Commit, receipt: Receipt) -> bool:
 
 
 def files_at(commit: Commit, bundle: Collection[PackagedFile]) -> tuple[PackagedFile, ...]:
-    """The files of the bundle, the card, and the images that it shows."""
-    files = list(bundle)
-    if (card := commit.read(CARD_NAME)) is not None:
-        files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
-        for path in images_shown(card):
-            if (entry := commit.files.get(path)) is not None:
-                files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
-    return tuple(files)
+    """The files of the bundle, and what lies beside the manifest and belongs to it."""
+    paths = sibling_paths(commit.sha256(MANIFEST_NAME) or "", commit.read(CARD_NAME))
+    there = {path: commit.files.get(path) for path in paths}
+    beside = (
+        PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or "")
+        for path, entry in there.items()
+        if entry is not None
+    )
+    return (*bundle, *beside)
 
 
 def differences(commit: Commit, package: Package) -> list[str]:
@@ -88,16 +90,16 @@ def differences(commit: Commit, package: Package) -> list[str]:
 
 
 def _stale(commit: Commit, keep: Collection[str], *, latest: bool) -> list[str]:
-    """What the manifest there lists and the new one does not, and the images of another export.
+    """What the manifest there lists and the new one does not, and images, provenance and signature of another export.
 
     With `latest` also the `latest.json`, for a version.
     """
     there = manifest_at(commit)
     listed = [file.path for file in there.files] if there else []
-    images = filter(IMAGE_PATH.fullmatch, commit.files)
+    siblings = filter(is_sibling, commit.files)
     return [
         path
-        for path in (*listed, *images, *([LATEST_NAME] if latest else []))
+        for path in (*listed, *siblings, *([LATEST_NAME] if latest else []))
         if path in commit.files and path not in keep
     ]
 

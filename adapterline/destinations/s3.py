@@ -26,8 +26,10 @@ from adapterline.destinations.versions import names, pointed, removed, require_e
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import PublishError, from_os_error
 from adapterline.package.card import CARD_NAME, images_shown
+from adapterline.package.siblings import sibling_paths
 from adapterline.s3 import make_client, parse_s3_uri, s3_errors
 from adapterline.values import (
+    SIGNATURE_PATH,
     Bundle,
     Latest,
     Manifest,
@@ -39,6 +41,7 @@ from adapterline.values import (
     Receipt,
     Version,
     check_name,
+    signature_name,
 )
 
 if TYPE_CHECKING:
@@ -163,6 +166,8 @@ class S3Destination:
         manifest, data = self._commit(package)
         if data == package.manifest_bytes:
             self._put_siblings(package)
+        else:  # a signature of a manifest that is not there means nothing
+            self._objects.delete(self._key(package, signature_name(sha256_of_bytes(package.manifest_bytes))))
         files = self._files(package, manifest, data)
         receipt = receipt.model_copy(update={"manifest_sha256": sha256_of_bytes(data), "files": files})
         moved = self._move_latest(latest_of(package, receipt, order), receipt)
@@ -199,7 +204,10 @@ class S3Destination:
             return
         for file in package.files:
             key = self._key(package, file.path)
-            if _follows_manifest(package, file) and not self._holds(key, file):
+            if not _follows_manifest(package, file) or self._holds(key, file):
+                continue
+            # Of two keys for one manifest, the first one's signature stays.
+            if not (SIGNATURE_PATH.fullmatch(file.path) and self._objects.size(key)):
                 self._objects.put(key, _local_bytes(package, file), _content(package, file))
 
     def _move_latest(self, wanted: Latest, receipt: Receipt) -> Literal["moved", "kept"]:
@@ -344,10 +352,9 @@ class S3Destination:
         return manifest, there[0]
 
     def _files(self, package: Package, manifest: Manifest, data: bytes) -> tuple[PackagedFile, ...]:
-        """The files that go with the manifest that counts: of another exporter's, the card as it is there."""
-        if data == package.manifest_bytes and not self._shows_more(package):
-            return package.files
-        paths = (CARD_NAME, *self._images_shown(package))
+        """The files of the bundle, and what lies beside the manifest that counts and belongs to it."""
+        card = self._objects.read(self._key(package, CARD_NAME))
+        paths = sibling_paths(sha256_of_bytes(data), card[0] if card else None)
         measured = {path: self._objects.measure(self._key(package, path)) for path in paths}
         there = (PackagedFile(path=path, size=m.size, sha256=m.sha256) for path, m in measured.items() if m)
         return (*_bundle_files(manifest), *there)

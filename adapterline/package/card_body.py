@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from adapterline.digests import sha256_of_bytes
 from adapterline.families import family_named
-from adapterline.values import Manifest, RenderedImage
+from adapterline.values import Manifest, RenderedImage, signature_name
 
 
 def trigger_words(manifest: Manifest) -> tuple[str, ...]:
@@ -55,8 +56,21 @@ def card_body(manifest: Manifest, snippets: Iterable[str], images: Sequence[Rend
         ),
         "## Where it comes from",
         _table(("", ""), _origin(manifest)),
+        "## Is it what was published?",
+        *_verification(manifest),
     ]
     return "\n\n".join(parts)
+
+
+def _verification(manifest: Manifest) -> Iterable[str]:
+    """The same whether it is signed or not: the signature of a manifest has one name."""
+    signature = signature_name(sha256_of_bytes(manifest.to_bytes()))
+    yield (
+        "`manifest.json` has the sha256 of every file of the adapter, and `provenance.json` says what it was made from "
+        f"(in-toto, SLSA). If it is signed, `{signature}` covers these, and not this card and its images. With the "
+        "signer's public key:"
+    )
+    yield f"```console\nmodel_signing verify key . --signature {signature} --public_key signer.pub\n```"
 
 
 def _consumers(manifest: Manifest) -> str:

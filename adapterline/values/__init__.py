@@ -22,6 +22,8 @@ from adapterline.values.plan import WEIGHT_NAME, FilePlan, HeaderHash, LoadCall,
 from adapterline.values.publication import (
     IMAGE_PATH,
     IMAGES,
+    PROVENANCE_NAME,
+    SIGNATURE_PATH,
     Gallery,
     Latest,
     Order,
@@ -30,6 +32,7 @@ from adapterline.values.publication import (
     Publication,
     Receipt,
     RenderedImage,
+    signature_name,
 )
 from adapterline.values.record import RECORD_SCHEMA, FlowRun, LineageRecord
 from adapterline.values.report import FORWARD, RENDER, Check, ValidationReport
@@ -53,8 +56,10 @@ __all__ = [
     "LATEST",
     "MANIFEST_SCHEMA",
     "NAME_PATTERN",
+    "PROVENANCE_NAME",
     "RECORD_SCHEMA",
     "RENDER",
+    "SIGNATURE_PATH",
     "WEIGHT_NAME",
     "Adapter",
     "BaseSummary",
@@ -107,5 +112,6 @@ __all__ = [
     "digest_of",
     "is_alias",
     "make_name",
+    "signature_name",
     "slug",
 ]

@@ -16,10 +16,18 @@ from adapterline.values.manifest import Manifest
 #: Where images are published.
 IMAGES = "images"
 IMAGE_PATH = re.compile(rf"{IMAGES}/[0-9a-f]{{16}}\.png")
+#: The in-toto statement that follows from the manifest.
+PROVENANCE_NAME = "provenance.json"
+SIGNATURE_PATH = re.compile(r"model-[0-9a-f]{16}\.sig")
+
+
+def signature_name(manifest_sha256: str) -> str:
+    """The file of a signature, named by the manifest that it covers: beside another manifest it means nothing."""
+    return f"model-{manifest_sha256[:16]}.sig"
 
 
 class PackagedFile(Value):
-    """A file that is published: of the bundle, the card, or an image."""
+    """A file that is published: of the bundle, the card, the provenance, a signature, or an image."""
 
     path: str
     size: int
