@@ -1,23 +1,25 @@
-"""What a Python caller uses: `adapterline.inspect`, `export`, `validate`, `sweep`, `notify`, `doctor`."""
+"""What a Python caller uses, as `adapterline.export` and so on: everything that the command line does."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterline.checkpoints import fetch, load_checkpoint
 from adapterline.errors import AdapterlineError, MachineError, UsageError
 from adapterline.inspection import Inspection, inspect
-from adapterline.values import ExportOptions, LineageRecord, TrainingRun, ValidationReport
+from adapterline.values import ExportOptions, LineageRecord, Promotion, Pruning, TrainingRun, ValidationReport
 
 if TYPE_CHECKING:
     from adapterline.doctor import Finding
+    from adapterline.package.verification import Trust
     from adapterline.sweep import SweepSummary
 
-__all__ = ["Inspection", "doctor", "export", "inspect", "notify", "sweep", "validate"]
+__all__ = ["Inspection", "doctor", "export", "inspect", "notify", "promote", "prune", "sweep", "validate"]
 
 
 def export(
@@ -62,14 +64,20 @@ def sweep(
 
 
 def validate(
-    file: str, base: str, against: str | None = None, options: ExportOptions | None = None
+    file: str,
+    base: str,
+    against: str | None = None,
+    options: ExportOptions | None = None,
+    trust: Trust | None = None,
 ) -> ValidationReport:
     """The proof alone, for a file that anybody wrote: a path, a folder, `s3://` or `hf://`.
 
     Without `against` (a checkpoint) it proves that the file loads whole, onto the right modules, finite and alive. With
-    it, that the effect is the checkpoint's. Nothing is raised for a finding: look at `.passed` and `.checks`.
+    it, that the effect is the checkpoint's. Of what adapterline published provenance and signature are checked, the
+    latter with what `trust` names. Nothing is raised for a finding: look at `.passed` and `.checks`.
     """
     from adapterline.families.base import open_base
+    from adapterline.package.verification import Trust, with_trust
     from adapterline.request import check_base
     from adapterline.validation import validate_file
 
@@ -80,7 +88,8 @@ def validate(
         source = load_checkpoint(against, options, work / "against") if against else None
         if source:
             check_base(base, source)
-        return validate_file(path, open_base(base, work / "base"), source, options)
+        report = validate_file(path, open_base(base, work / "base"), source, options)
+        return with_trust(report, path, trust or Trust())
 
 
 def notify(checkpoint: str, *, base: str | None = None, name: str | None = None, run: TrainingRun | None = None) -> str:
@@ -204,6 +213,46 @@ def _api_errors() -> Iterator[None]:
                 transient=True,
             ) from error
         raise
+
+
+def promote(name: str, version: str, alias: str, to: Sequence[str], expect: str | None = None) -> Promotion:
+    """Points `alias` of `name` to a version, at every destination; see `adapterline.retention.promote`.
+
+    `version` is the beginning of its digest, 8 digits or more; `expect` that of what the alias has to point to now, or
+    "none".
+    """
+    from adapterline import retention
+
+    return retention.promote(name, version, alias, to, expect)
+
+
+def prune(
+    name: str,
+    to: Sequence[str],
+    *,
+    keep_last: int | None = None,
+    keep_aliases: Sequence[str] = (),
+    older_than: timedelta | None = None,
+    orphans: bool = False,
+    yes: bool = False,
+) -> Pruning:
+    """Tells, and with `yes` deletes, the versions that nothing keeps; with `orphans` what interrupted runs left.
+
+    See `adapterline.retention.prune` and `adapterline.retention.collect`. UsageError for versions if neither
+    `keep_last` nor `older_than` is given; `older_than` is a day for orphans unless it is.
+    """
+    from adapterline import retention
+
+    if not orphans:
+        rules = retention.Rules(keep_last, older_than)
+        return retention.prune(name, to, rules, keep_aliases=keep_aliases, yes=yes)
+    if keep_last is not None or keep_aliases:
+        raise UsageError(
+            "--orphans collects what is no version, and --keep-last and --keep-alias are of versions.",
+            expected="one or the other",
+            remedy="Prune versions and collect orphans in two calls.",
+        )
+    return retention.collect(name, to, retention.ORPHAN_AGE if older_than is None else older_than, yes=yes)
 
 
 def _is_about_the_api(error: BaseException | None) -> bool:

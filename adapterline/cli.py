@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
 from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
-from adapterline.texts import inspection_text, record_text, report_text
+from adapterline.texts import inspection_text, promotion_text, pruning_text, record_text, report_text
 
 if TYPE_CHECKING:
     from adapterline.values import ExportOptions
@@ -89,8 +90,19 @@ def export(
     render_height: int | None = None,
     render_frames: int | None = None,
     render_guidance: float | None = None,
+    trigger: Annotated[list[str] | None, Parameter(negative="")] = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    keep_header: Annotated[list[str] | None, Parameter(negative="")] = None,
     base_model: str | None = None,
     run_id: str | None = None,
+    signing_key: Path | None = None,
+    signing_certificate: Path | None = None,
+    signing_chain: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    hub_public: Annotated[bool, Parameter(negative="")] = False,
+    hub_branch: str | None = None,
+    hub_pr: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -129,10 +141,32 @@ def export(
         Of a video.
     render_guidance
         The pipeline's guidance_scale.
+    trigger
+        A word that calls what was trained, for the card, as often as needed.
+    license
+        The Hub's identifier of the adapter's licence. Default: the base's, where it is known.
+    license_name
+        Of a license that is other.
+    license_link
+        Where its text is.
+    keep_header
+        A field of the checkpoint's header that is published as it is, as often as needed. Default: none.
     base_model
         What it was trained on, for card and lineage: a Hub id, with @revision if known.
     run_id
         The training run.
+    signing_key
+        A private key in PEM to sign with; its password, if it has one, is ADAPTERLINE_SIGNING_KEY_PASSWORD.
+    signing_certificate
+        The key's certificate.
+    signing_chain
+        A certificate that vouches for it, as often as needed.
+    hub_public
+        A Hub repository that has to be created is public.
+    hub_branch
+        Publish on this branch of the Hub repository instead of main.
+    hub_pr
+        Open a pull request to main instead of committing to it.
     dry_run
         End after the proof, whatever --to says.
     """
@@ -159,7 +193,18 @@ def export(
         render_height=render_height,
         render_frames=render_frames,
         render_guidance=render_guidance,
+        trigger=tuple(trigger) if trigger else None,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        keep_header=tuple(keep_header) if keep_header else None,
     )
+    _set(
+        signing_key=str(signing_key) if signing_key else None,
+        signing_certificate=str(signing_certificate) if signing_certificate else None,
+        signing_chain=",".join(map(str, signing_chain)) if signing_chain else None,
+    )
+    _set(hub_private=False if hub_public else None, hub_branch=hub_branch, hub_pr=hub_pr or None)
     _prepare_prefect(show_steps=sys.stderr.isatty())
     record = api.export(
         checkpoint, base=base, name=name, to=() if dry_run else tuple(to or ()), run=run, options=options
@@ -207,6 +252,9 @@ def validate(
     max_rank: MaxRank = None,
     approximate: Approximate = None,
     dtype: DTypeName = None,
+    public_key: Path | None = None,
+    certificate_chain: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    require_signature: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
     """Prove a LoRA file, whoever wrote it.
@@ -219,8 +267,15 @@ def validate(
         The architecture to prove on: a diffusers pipeline folder, a Hub id, or an alias (sd15, sdxl, flux-dev, ...).
     against
         The checkpoint whose effect it must have. Without it: loads whole, on the right modules, finite and alive.
+    public_key
+        Of the signer, to check the signature with: a PEM file.
+    certificate_chain
+        Certificates that vouch for the signer's, in PEM, as often as needed.
+    require_signature
+        Fail without a signature that could be checked.
     """
     from adapterline import api
+    from adapterline.package.verification import Trust
     from adapterline.validation import describe
 
     options = _options(
@@ -233,7 +288,8 @@ def validate(
         approximate=approximate,
         dtype=dtype,
     )
-    report = api.validate(file, base, against, options)
+    trust = Trust(public_key, tuple(certificate_chain or ()), require_signature)
+    report = api.validate(file, base, against, options, trust)
     _print(report.model_dump(mode="json") | {"passed": report.passed}, lambda: report_text(report), json)
     if not report.passed:
         found = "; ".join(map(describe, report.failures))
@@ -365,6 +421,84 @@ def doctor(*, to: Annotated[list[str] | None, Parameter(negative="")] = None, js
 
 
 @app.command
+def promote(
+    name: str,
+    version: str,
+    *,
+    alias: str,
+    to: Annotated[list[str], Parameter(negative="")],
+    expect: str | None = None,
+    json: Json = False,
+) -> None:
+    """Point an alias to a published version, at every destination.
+
+    Parameters
+    ----------
+    name
+        What it was published under.
+    version
+        The first digits of its digest, 8 or more.
+    alias
+        What to move: production, staging, ... Also latest, whatever the order of the exports.
+    to
+        Where, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo.
+    expect
+        Refuse unless it points to this version now (its first digits), or to nothing (none).
+    """
+    from adapterline import api
+
+    done = api.promote(name, version, alias, to, expect)
+    _print(done.model_dump(mode="json"), lambda: promotion_text(done), json)
+
+
+@app.command
+def prune(
+    name: str,
+    *,
+    to: Annotated[list[str], Parameter(negative="")],
+    keep_last: int | None = None,
+    keep_alias: Annotated[list[str] | None, Parameter(negative="")] = None,
+    older_than: str | None = None,
+    orphans: Annotated[bool, Parameter(negative="")] = False,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Say which versions would go and why the others stay; with --yes, delete them.
+
+    What an alias points to stays, whatever else is said.
+
+    Parameters
+    ----------
+    name
+        What they were published under.
+    to
+        Where, as often as needed: a folder, s3://bucket/prefix, hf://org or hf://org/repo.
+    keep_last
+        Keep so many of the newest.
+    keep_alias
+        An alias that has to be there, as often as needed: without it nothing is deleted.
+    older_than
+        Keep what was published less than this ago: 30d, 36h. With --orphans: what was changed (default: 24h).
+    orphans
+        Instead of versions, what interrupted exports left.
+    yes
+        Delete.
+    """
+    from adapterline import api
+
+    done = api.prune(
+        name,
+        to,
+        keep_last=keep_last,
+        keep_aliases=keep_alias or (),
+        older_than=_time(older_than) if older_than is not None else None,
+        orphans=orphans,
+        yes=yes,
+    )
+    _print(done.model_dump(mode="json"), lambda: pruning_text(done), json)
+
+
+@app.command
 def demo(*, out: Path = Path("demo"), json: Json = False) -> None:
     """Train a tiny adapter with PEFT and send it down the whole line, offline.
 
@@ -395,6 +529,22 @@ def _made(kind: type[Made], **given: Any) -> Made:
         field = str(first["loc"][0])
         option = f"--{field.replace('_', '-')}" if field != "layouts" else "--layout"
         raise UsageError(f"{option} {first['input']!r}: {first['msg']}.") from error
+
+
+def _set(**given: str | bool | None) -> None:
+    """Settings of this process: how to publish is no property of an export, nor a parameter that an event may give."""
+    from adapterline.settings import Settings
+
+    for name, value in given.items():
+        if value is not None:
+            os.environ[f"ADAPTERLINE_{name.upper()}"] = str(value)
+    Settings()
+
+
+def _time(text: str) -> timedelta:
+    if not (match := re.fullmatch(r"(\d{1,6})([dh])", text)):
+        raise UsageError(f"--older-than {text!r} is no time.", expected="days or hours, as in 30d or 36h")
+    return timedelta(days=int(match[1])) if match[2] == "d" else timedelta(hours=int(match[1]))
 
 
 def _split(text: str) -> tuple[str, ...]:

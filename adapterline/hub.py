@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 CONNECT_S = 15.0
 #: Seconds without a byte. Long, because the Hub answers a commit only when it is done.
 SILENCE_S = 300.0
+#: How long one call waits in all because the Hub asks for it: its limits are for five minutes.
+PATIENCE_S = 330.0
 _BATCH = 100
 
 _REPO_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
@@ -109,6 +113,43 @@ def status_of(error: BaseException | None) -> int:
 
     origin = _origin(error) if error else None
     return origin.response.status_code if isinstance(origin, HfHubHTTPError) else 0
+
+
+class Patience:
+    """The seconds that one call still waits where the Hub answers 429 and says for how long."""
+
+    def __init__(self, seconds: float = PATIENCE_S) -> None:
+        self._left = seconds
+
+    def wait(self, error: AdapterlineError) -> bool:
+        """Waits as the answer behind an error asks; False at once if it asks for nothing, or for more than is left."""
+        pause = _pause_asked_by(error.__cause__)
+        if pause is None or pause > self._left:
+            return False
+        # What asks for no pause costs one all the same, so that it ends.
+        self._left -= max(pause, 1)
+        time.sleep(pause)
+        return True
+
+
+def _pause_asked_by(error: BaseException | None) -> float | None:
+    """Seconds, from `Retry-After` (RFC 9110, 10.2.3) or from the Hub's own `RateLimit`; None if it is no 429."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported when asked for
+
+    origin = _origin(error) if error else None
+    if not isinstance(origin, HfHubHTTPError) or origin.response.status_code != 429:
+        return None
+    headers = origin.response.headers
+    if (text := headers.get("Retry-After", "").strip()).isdigit():
+        return float(text)
+    if text:
+        try:
+            return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+        except (TypeError, ValueError):
+            return None
+    limit = parse_ratelimit_headers(headers)
+    return None if limit is None or limit.remaining else float(limit.reset_in_seconds)
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """What S3 destinations and S3 checkpoints share: the URI, the client, the reading of an object, the errors.
 
 Where the server is and who we are is boto3's own configuration: `AWS_*` variables, profiles, `AWS_ENDPOINT_URL_S3`.
+Of ours is `ADAPTERLINE_S3_ADDRESSING`, for which boto3 has a profile's line alone.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterline.errors import AdapterlineError, PublishError, UsageError
 
@@ -49,10 +51,39 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     import boto3
     from botocore.config import Config
 
-    config = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard"})
+    from adapterline.settings import Settings
+
+    addressing = Settings().s3_addressing
+    config = Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard"},
+        s3={"addressing_style": addressing} if addressing else None,
+    )
     with s3_errors("Reading the AWS configuration", kind):
         # A session of its own: the default session is not safe to use from several threads.
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
+    client.meta.events.register("provide-client-params.s3.UploadPart", _sum_part)
+    return client
+
+
+def checksum_of(data: bytes) -> str:
+    """The value of `ChecksumSHA256`, which goes in a header.
+
+    Every write needs one: botocore's own goes over TLS in a trailer, which Cloudflare R2 refuses, and which older
+    versions of Ceph store among the bytes.
+    """
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def _sum_part(params: dict[str, Any], **_: Any) -> None:
+    """A part of the managed transfer, with its checksum: it is read twice, as for any checksum in a header."""
+    body, digest = params["Body"], hashlib.sha256()
+    start = body.tell()
+    while chunk := body.read(CHUNK):
+        digest.update(chunk)
+    body.seek(start)
+    params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()
 
 
 @dataclass(frozen=True)
@@ -123,14 +154,14 @@ def map_s3_error(error: Exception, doing: str, kind: type[AdapterlineError]) -> 
 
     Transient: no answer, a broken answer, 5xx, throttling. Everything else needs somebody who changes something.
     """
-    error = _cause(error)
+    error = origin_of(error)
     if code := code_of(error):
         return _map_answer(error, code, doing, kind)
     return _map_no_answer(error, doing, kind)
 
 
-def _cause(error: Exception) -> Exception:
-    # The managed transfer says "Failed to upload ...: <text>" and keeps the answer only as the context.
+def origin_of(error: Exception) -> Exception:
+    """The answer itself: the managed transfer says "Failed to upload ...: <text>" and keeps it only as the context."""
     from boto3.exceptions import S3TransferFailedError, S3UploadFailedError
 
     inner = error.__cause__ or error.__context__
@@ -142,7 +173,7 @@ def _cause(error: Exception) -> Exception:
 _CREDENTIALS = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE."
 _RIGHTS = (
     "Allow this identity s3:ListBucket on the bucket and s3:GetObject below the prefix; to publish also s3:PutObject, "
-    "s3:DeleteObject and s3:AbortMultipartUpload."
+    "s3:DeleteObject and s3:AbortMultipartUpload; to prune orphans also s3:ListBucketMultipartUploads on the bucket."
 )
 _REMEDIES = {
     "AccessDenied": _RIGHTS,
@@ -161,6 +192,9 @@ _REMEDIES = {
     "301": "Set AWS_REGION to the bucket's region.",
     "QuotaExceeded": "Free some space there, or raise the quota.",
     "KeyTooLongError": "Use a shorter prefix.",
+    "InvalidStorageClass": "Correct ADAPTERLINE_S3_STORAGE_CLASS.",
+    "KMS.NotFoundException": "Correct ADAPTERLINE_S3_KMS_KEY, or make the key in the bucket's region.",
+    "KMS.DisabledException": "Enable the key, or set ADAPTERLINE_S3_KMS_KEY to another one.",
     "NotImplemented": "Use a server that implements this: adapterline needs conditional writes and SHA256 checksums.",
 }
 #: BadDigest, IncompleteBody, XAmzContentSHA256Mismatch: bytes were lost or turned on the way. botocore retries none.
@@ -181,9 +215,14 @@ _TRANSIENT_CODES = {
 }
 
 
+def is_transient(error: Exception) -> bool:
+    """May the same request succeed later? For an answer of the server."""
+    code, status = code_of(origin_of(error)), status_of(origin_of(error))
+    return code in _TRANSIENT_CODES or status == 429 or (status >= 500 and code != "NotImplemented")
+
+
 def _map_answer(error: Exception, code: str, doing: str, kind: type[AdapterlineError]) -> AdapterlineError:
-    status = status_of(error)
-    transient = code in _TRANSIENT_CODES or status == 429 or (status >= 500 and code != "NotImplemented")
+    transient = is_transient(error)
     remedy = _REMEDIES.get(code, "Try again later." if transient else "")
     return kind(f"{doing}: the server answered {code} ({_message_of(error)}).", remedy=remedy, transient=transient)
 

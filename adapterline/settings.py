@@ -6,10 +6,11 @@ Credentials are none of ours: boto3 reads `AWS_*` and its profiles, huggingface_
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -19,6 +20,9 @@ from pydantic_settings import (
 )
 
 from adapterline.errors import UsageError
+
+# What git allows and what no address has to quote: https://git-scm.com/docs/git-check-ref-format
+_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9]([\w./-]{0,98}[A-Za-z0-9_-])?", re.ASCII)
 
 
 def _home(variable: str, default: str) -> Path:
@@ -58,16 +62,67 @@ class Settings(BaseSettings):
     quiet_seconds: float = Field(600, ge=0, description="a run without _SUCCESS is finished after so long in silence")
     incomplete_tries: int = Field(12, ge=0, description="how often a deployed run waits for a checkpoint to be whole")
     incomplete_seconds: float = Field(300, gt=0, description="and how long each time")
+    s3_addressing: Literal["path", "virtual", "auto"] | None = Field(
+        None, description="of buckets: endpoint/bucket or bucket.endpoint; without it, as the profile says"
+    )
+    s3_sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        None, description="encryption of what is published; without it, as the bucket says"
+    )
+    s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
+    s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
+    signing_key: Path | None = Field(None, description="a private key in PEM, that exports are signed with")
+    signing_key_password: SecretStr | None = Field(None, description="of the key, if it is encrypted")
+    signing_certificate: Path | None = Field(None, description="the key's certificate, in PEM")
+    signing_chain: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="the certificates that vouch for it, without the root"
+    )
     hub_private: bool = Field(True, description="a Hub repository that has to be created is private")
+    hub_create: bool = Field(True, description="a Hub repository that is not there is created")
+    hub_pr: bool = Field(False, description="on the Hub, open a pull request instead of committing to main")
+    hub_branch: str = Field("main", description="the branch of the Hub that takes the place of main")
+
+    @field_validator("hub_branch")
+    @classmethod
+    def _is_branch(cls, name: str) -> str:
+        if not _BRANCH.fullmatch(name) or name.startswith(("sha-", "stage-", "refs/")):
+            raise ValueError("no name of a branch that people may follow")
+        return name
+
+    @model_validator(mode="after")
+    def _hub_fits(self) -> Self:
+        if self.hub_pr and self.hub_branch != "main":
+            raise ValueError("hub_pr is true, and hub_branch is not main: pull requests of the Hub go to main")
+        return self
+
+    @model_validator(mode="after")
+    def _signing_fits(self) -> Self:
+        if self.signing_certificate and not self.signing_key:
+            raise ValueError("signing_certificate is given, and signing_key is not")
+        if self.signing_chain and not self.signing_certificate:
+            raise ValueError("signing_chain is given, and signing_certificate is not")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_fits(self) -> Self:
+        if self.s3_kms_key and not (self.s3_sse or "").startswith("aws:kms"):
+            raise ValueError("s3_kms_key is given, and s3_sse is not aws:kms")
+        if self.s3_storage_class in ("GLACIER", "DEEP_ARCHIVE"):
+            raise ValueError(f"from s3_storage_class {self.s3_storage_class} nothing can be read back at once")
+        return self
 
     def __init__(self, **given: Any) -> None:
         try:
             super().__init__(**given)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # two settings that do not fit
+                raise UsageError(
+                    f"The settings do not fit: {str(first['msg']).removeprefix('Value error, ')}.",
+                    remedy="Correct one of them, in ADAPTERLINE_* or adapterline.toml.",
+                ) from error
             name = "_".join(str(part) for part in first["loc"])
             raise UsageError(
-                f"The setting {name} is {first['input']!r}: {first['msg']}.",
+                f"The setting {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.",
                 remedy=f"Correct ADAPTERLINE_{name.upper()}, or {name} in adapterline.toml.",
             ) from error
         except ValueError as error:  # the settings file is no TOML

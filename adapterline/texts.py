@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapterline.doctor import Finding
     from adapterline.inspection import Inspection
     from adapterline.sweep import SweepSummary
-    from adapterline.values import Check, LineageRecord, ValidationReport
+    from adapterline.values import Check, LineageRecord, Promotion, Pruned, Pruning, ValidationReport
 
 
 def record_text(record: LineageRecord, base: str | None) -> str:
@@ -32,7 +32,8 @@ def record_text(record: LineageRecord, base: str | None) -> str:
         known = (shipped.model if shipped else base) or (
             manifest.base.model if manifest.base.model != "unknown" else None
         )
-        texts = snippets(manifest, record.publications[0].load, known)
+        first = record.publications[0]
+        texts = snippets(manifest, first.load, known, first.revision)
         lines += ["", "\n\n# or, with PEFT:\n".join(texts)]
     return "\n".join(lines)
 
@@ -101,3 +102,30 @@ def _check_line(check: Check) -> str:
     where = f" [{check.component}]" if check.component else ""
     observed = f"{check.observed} (limit {check.limit})"
     return f"  {'ok    ' if check.passed else 'FAILED'} {check.name}{where}: {observed}"
+
+
+def promotion_text(done: Promotion) -> str:
+    """Where the alias points now, a line for each destination."""
+    lines = [f"{done.name} {done.alias}: {done.digest[:12]}"]
+    for move in done.moves:
+        before = f"moved from {move.previous}" if move.previous else "new"
+        lines.append(f"  {move.destination}  {'pointed there already' if move.outcome == 'kept' else before}")
+    return "\n".join(lines)
+
+
+def pruning_text(done: Pruning) -> str:
+    """Every version or orphan, what becomes of it, and why."""
+    lines, going = [], 0
+    for each in done.destinations:
+        rows = _rows(each)
+        going += sum(fate == "goes" for _, fate, _ in rows)
+        lines.append(f"{each.destination}" if rows else f"{each.destination}: nothing there")
+        lines += [f"  {what}  {fate:8}{', '.join(reasons)}".rstrip() for what, fate, reasons in rows]
+    if done.dry_run:
+        lines.append(f"Nothing was deleted; --yes deletes {going}." if going else "There is nothing to delete.")
+    return "\n".join(lines)
+
+
+def _rows(pruned: Pruned) -> list[tuple[str, str, tuple[str, ...]]]:
+    versions = ((f"{v.digest[:12]} {v.published_at:%Y-%m-%d %H:%M}", v.fate, v.reasons) for v in pruned.versions)
+    return [*versions, *((f"{o.place} ({o.kind})", o.fate, o.reasons) for o in pruned.orphans)]

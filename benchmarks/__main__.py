@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import line, proof, serialize
+from benchmarks import line, proof, publish, serialize
 
-BENCHMARKS = (serialize, line, proof)
+BENCHMARKS = (serialize, line, proof, publish)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 from adapterline.errors import CheckpointIncompleteError, UsageError
 from adapterline.journal import Journal
 from adapterline.package import make_manifest
+from adapterline.package.signature import open_signer
 from adapterline.request import base_of, check_allowed, check_destinations, name_of, order_of
 from adapterline.scratch import Scratch
 from adapterline.settings import Settings
@@ -58,6 +59,7 @@ def export_adapter(
     journal = Journal(checkpoint, name, to, run, options, flow_run_id=flow_run.id, flow_run_name=flow_run.name)
     with journal.keeping(record), scratch.temporary("run-") as work:
         scratch.trim()
+        open_signer(settings)  # a key that cannot be used is refused before the work, not after it
         name = journal.named(name_of(name, checkpoint))
         to = check_destinations(to, name)
         check_allowed(checkpoint, name, settings)
@@ -75,7 +77,7 @@ def export_adapter(
             return record(journal.already(earlier))
 
         adapter = extract(source, model, options)
-        plan = convert(adapter, model, options, name, run)
+        plan = convert(adapter, source, model, options, name, run)
         bundle = serialize(plan, scratch)
         report = validate(bundle, source, model, options, scratch)
         say(f"validate: {len(report.checks)} checks passed")  # here, because a remembered proof runs no task
@@ -92,6 +94,7 @@ def export_adapter(
             components=summarize(adapter, plan, options.approximate),
             left_out=adapter.left_out,
             run=run,
+            options=options,
         )
         if not to:
             return record(journal.validated())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from adapterline.destinations import open_destination
+from adapterline.destinations import address_of, open_destination
 from adapterline.families.base import Base
 from adapterline.lineage.records import open_records
 from adapterline.settings import Settings
@@ -22,7 +22,7 @@ def export_key(
             ["source", source.digest],
             ["base", base.architecture, base.pipeline, base.model, base.revision],
             ["name", name],
-            ["to", sorted(set(to))],
+            ["to", sorted(set(map(address_of, to)))],
             ["run", run.model_dump(mode="json") if run else None],
             ["options", options.model_dump(mode="json", exclude={"adapter_config"})],  # its content is in the source
         ]

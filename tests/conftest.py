@@ -27,7 +27,13 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-pytest_plugins = ["tests.bases", "tests.hub_fixtures", "tests.prefect_fixtures", "tests.s3_fixtures"]
+pytest_plugins = [
+    "tests.bases",
+    "tests.hub_fixtures",
+    "tests.prefect_fixtures",
+    "tests.s3_fixtures",
+    "tests.signing_fixtures",
+]
 
 
 @dataclass(frozen=True)

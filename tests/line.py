@@ -9,6 +9,7 @@ from adapterline.checkpoints import load_checkpoint
 from adapterline.checkpoints.extract import extract
 from adapterline.families.base import Base, read_base
 from adapterline.layouts import convert
+from adapterline.package.header import apply_header_policy
 from adapterline.scratch import Scratch
 from adapterline.serialize import serialize
 from adapterline.validation import validate_bundle
@@ -39,6 +40,6 @@ def run_line(checkpoint: Path, base: Path, work: Path, options: ExportOptions | 
     source = load_checkpoint(str(checkpoint), options, work)
     model = read_base(base)
     adapter = extract(source, model, options)
-    plan = convert(adapter, model, options)
+    plan = apply_header_policy(convert(adapter, model, options), source, options)
     bundle = serialize(plan, scratch)
     return Exported(source, model, adapter, plan, bundle, scratch.folder(bundle.digest), options)

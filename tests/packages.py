@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from adapterline.package.card import CARD_NAME, MARKER
+from adapterline.package.card import CARD_NAME
+from adapterline.package.card_section import compose_card
 from adapterline.values import (
     WEIGHT_NAME,
     BaseSummary,
@@ -49,7 +50,7 @@ def make_package(
     }
     contents = {WEIGHT_NAME: save(tensors), **(configs or {})}
     manifest = _manifest(name, tool, tuple(_exported(path, data) for path, data in contents.items()))
-    card = f"---\ntags:\n- lora\n---\n\n{MARKER}\n\n# {name}\n\nMade by tool {tool}, seed {seed}.\n".encode()
+    card = compose_card("---\ntags:\n- lora\n---\n", f"# {name}\n\nMade by tool {tool}, seed {seed}.")
     for path, data in {**contents, CARD_NAME: card}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)

@@ -1,8 +1,8 @@
 """What README.md and docs/ say is run: every command in a console, bash or python block, page by page.
 
-The blocks of a page run in order, in one shell, in a folder where `demo/` has what `adapterline demo` leaves there: the
-base, the checkpoint and a publication. In a console block a line that begins with `$ ` is a command (`> ` continues
-it), and what follows is all that it prints, on stdout and stderr, where
+The blocks of a page run in order, in one shell, in a folder where `demo/` has what `adapterline demo` leaves there (the
+base, the checkpoint and a publication) and `infra/` what the repository has. In a console block a line that begins with
+`$ ` is a command (`> ` continues it), and what follows is all that it prints, on stdout and stderr, where
 
     ...                     stands for anything; alone on a line, also for any number of lines
     12 hex digits and more  stand for any as many
@@ -168,6 +168,7 @@ def test_every_command_does_what_the_page_shows(page: Path, tmp_path: Path, requ
     if not list(commands_of(blocks_of(page), tmp_path)):
         return
     shutil.copytree(request.getfixturevalue("demo"), tmp_path / "demo")
+    shutil.copytree(ROOT / "infra", tmp_path / "infra")
     environment = request.getfixturevalue("environment" if page.name == "README.md" else "warm")
     commands = list(commands_of(blocks_of(page), tmp_path))
     for index, (command, (output, status)) in enumerate(
@@ -272,7 +273,15 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 @pytest.mark.parametrize(
-    ("command", "page"), [("export", "export"), ("inspect", "export"), ("validate", "validate"), ("demo", "quickstart")]
+    ("command", "page"),
+    [
+        ("export", "export"),
+        ("inspect", "export"),
+        ("validate", "validate"),
+        ("promote", "retention"),
+        ("prune", "retention"),
+        ("demo", "quickstart"),
+    ],
 )
 def test_every_option_is_explained(command: str, page: str) -> None:
     text = (DOCS / f"{page}.md").read_text()
@@ -283,7 +292,17 @@ def test_every_option_is_explained(command: str, page: str) -> None:
 def test_every_command_is_tried_above() -> None:
     from adapterline.cli import app
 
-    assert {name for name in app if not name.startswith("-")} == {"export", "inspect", "validate", "demo"}
+    assert {name for name in app if not name.startswith("-")} == {
+        "export",
+        "inspect",
+        "validate",
+        "sweep",
+        "notify",
+        "doctor",
+        "promote",
+        "prune",
+        "demo",
+    }
 
 
 def _options(command: str) -> list[str]:

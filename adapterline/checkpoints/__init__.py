@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: What a remote prefix is asked for: nothing else can be part of an adapter.
 _WANTED = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", "README.md", "config.yaml"),
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", "README.md", "config.yaml", ".sig"),
     *(".distcp", ".metadata", "latest"),
 )
 #: States of other things than the model, by file name, and the folder of a distributed optimizer.

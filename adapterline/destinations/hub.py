@@ -1,11 +1,15 @@
 """The Hugging Face Hub: `main` is `latest`, the tag `sha-{sha12}` is the version, `stage-{sha12}` what is not out yet.
 
-The tag is the commit marker: what has one is published and is never taken back. A package goes to the branch
-`stage-{sha12}` in one commit and is read back there. Releasing copies it to `main` in one commit that also has
-`latest.json`, sets the tag on that commit (on the staged one when `main` is newer), and deletes the branch. Both
+Every other alias is a branch of its name. The tag is the commit marker: what has one is published. A package goes to
+the branch `stage-{sha12}` in one commit and is read back there. Releasing copies it to `main` in one commit that also
+has `latest.json`, sets the tag on that commit (on the staged one when `main` is newer), and deletes the branch. Both
 commits name their parent, so nothing that came between is overwritten.
 
 The manifest that counts is the one at the tag; before there is a tag, the one on `main` if it is of the same digest.
+
+Another branch may take the place of `main`. Or the commit becomes a pull request: then neither `main` nor a tag is
+touched, and a pull request that is open says all there is to say. Once somebody merged it, the next run sets the tag;
+once somebody closed it, the next run is refused, since what a person decided is not asked again every night.
 
 Where `hf_xet` is installed huggingface_hub uploads by Xet instead of LFS. That path cannot be tried without the real
 Hub; here it makes no difference, since what is read back is the sha256 that the repository states in either case.
@@ -13,52 +17,72 @@ Hub; here it makes no difference, since what is read back is the sha256 that the
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+import re
+from collections.abc import Mapping
+from typing import Any
 
-from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
-from adapterline.digests import sha256_of_bytes
+from adapterline.destinations.hub_content import (
+    damaged,
+    differences,
+    files_at,
+    has_whole,
+    holds,
+    latest_at,
+    manifest_at,
+    operations_of_release,
+    operations_of_stage,
+    require_name,
+)
+from adapterline.destinations.hub_repository import MAIN, PullRequest, Refs, Repository, Write
+from adapterline.destinations.latest import MANIFEST_NAME, latest_of, moves
+from adapterline.destinations.versions import names, pointed, removed, require_expected, version_of
 from adapterline.errors import PublishError, UsageError
-from adapterline.hub import Commit, hub_errors, is_repo_name, open_hub, status_of
-from adapterline.package.card import CARD_NAME, MARKER, images_shown
+from adapterline.hub import Commit, hub_errors, is_repo_name, open_hub
+from adapterline.package.card import CARD_NAME
 from adapterline.values import (
-    IMAGE_PATH,
+    LATEST,
+    WEIGHT_NAME,
     Bundle,
     Latest,
-    Manifest,
     Order,
+    Orphan,
     Package,
     PackagedFile,
     Publication,
     Receipt,
+    Version,
     check_name,
+    is_alias,
 )
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-T = TypeVar("T")
-
-_TRIES = 12  # looks at the repository in one call; a quiet one needs four
 
 
 class HubDestination:
     """One name in `hf://org` (repository `org/{name}`), or the one name of `hf://org/repo`; see `Destination`.
 
-    A repository that has to be created is `private` or not; one that is there stays as it is. `endpoint` and `token`
-    None: what HF_ENDPOINT and HF_TOKEN say when it is used. UsageError for a URI or a name that cannot be used.
+    A repository that is not there is created, `private` or not, where `create` allows it; one that is there stays as it
+    is. `branch` takes the place of `main`; with `pull_request`, a request to `main` does. `endpoint` and `token` None:
+    what HF_ENDPOINT and HF_TOKEN say when it is used. UsageError for a URI or a name that cannot be used.
     """
 
     def __init__(
-        self, uri: str, name: str, *, private: bool = True, endpoint: str | None = None, token: str | None = None
+        self,
+        uri: str,
+        name: str,
+        *,
+        private: bool = True,
+        create: bool = True,
+        branch: str = MAIN,
+        pull_request: bool = False,
+        endpoint: str | None = None,
+        token: str | None = None,
     ) -> None:
         self.uri = uri
         self._name = check_name(name)
         self._repo_id = _repo_id(uri, name)
         self._private = private
+        self._create = create
+        self._branch = branch
+        self._pull_request = pull_request
         self._endpoint = endpoint
         self._token = token
 
@@ -67,43 +91,61 @@ class HubDestination:
     def check(self) -> None:
         """Asks for the token's rights. A repository that is not there is not created, only its owner is checked."""
         repository = self._open()
-        with hub_errors(f"Checking {self._repo_id}", PublishError):
-            namespaces = _namespaces(repository.api.whoami())
-            if (refs := repository.refs()) is not None:
-                repository.api.auth_check(self._repo_id, write=True)
-                _require_name(repository.commit(refs.main), self._name)
-        owner = self._repo_id.partition("/")[0]
-        if refs is None and owner not in namespaces:
+        namespaces = repository.reading(lambda: _namespaces(repository.api.whoami()))
+        if (refs := repository.reading(repository.refs)) is not None:
+            repository.reading(lambda: repository.api.auth_check(self._repo_id, write=True))
+            repository.reading(lambda: self._require_name(repository, refs))
+            return
+        self._require_creation()
+        if self._repo_id.partition("/")[0] not in namespaces:
             raise PublishError(
                 f"{self._repo_id} does not exist, and the token of {', '.join(namespaces)} cannot create it.",
-                expected=f"a token of {owner}, or of one of its members",
+                expected=f"a token of {self._repo_id.partition('/')[0]}, or of one of its members",
                 remedy="Set HF_TOKEN to another token, or publish elsewhere.",
+            )
+
+    def _require_name(self, repository: Repository, refs: Refs) -> Commit:
+        """The commit that the release will replace, or begin from; PublishError if another name lies there."""
+        require_name(repository.commit(refs.main), self._name)
+        commit = repository.commit(refs.branches.get(self._branch, refs.main))
+        require_name(commit, self._name)
+        return commit
+
+    def _require_creation(self) -> None:
+        if not self._create:
+            raise PublishError(
+                f"{self._repo_id} does not exist, and ADAPTERLINE_HUB_CREATE is false.",
+                expected="a repository that is there",
+                remedy="Create it, correct its name, or set ADAPTERLINE_HUB_CREATE=true.",
             )
 
     # --- stage --------------------------------------------------------------------------------------------------------
 
     def stage(self, package: Package) -> Receipt:
         """See `Destination.stage`. A branch that a crashed run left is completed."""
+        _require_plain_load(package)
         repository, written = self._open(), list[str]()
         return repository.settle(lambda: self._next_of_stage(repository, package, written))
 
-    def _next_of_stage(self, repository: _Repository, package: Package, written: list[str]) -> _Write | Receipt:
+    def _next_of_stage(self, repository: Repository, package: Package, written: list[str]) -> Write | Receipt:
         """What is still to be written, or the receipt. `written` gets the commit of this very call."""
-        if (refs := repository.refs()) is None:
-            return _Write("Creating it", lambda: repository.create(private=self._private))
-        main = repository.commit(refs.main)
-        _require_name(main, package.name)
+        if (refs := repository.refs(pull_requests=self._pull_request)) is None:
+            self._require_creation()
+            return Write("Creating it", lambda: repository.create(private=self._private))
+        onto = self._require_name(repository, refs)
         if tagged := refs.tags.get(_tag(package)):
             return self._receipt(package, repository.commit(tagged), published=True)
-        branch = _branch(package)
+        if offer := self._offer(repository, refs, package):
+            return self._receipt(package, repository.commit(offer.head), published=True, revision=offer.ref)
+        branch = _stage_branch(package)
         if (head := refs.branches.get(branch)) is None:
-            return _Write(f"Creating {branch}", lambda: repository.create_branch(branch, main.oid))
+            return Write(f"Creating {branch}", lambda: repository.create_branch(branch, onto.oid))
         # Another exporter of the same bundle may write to this branch, too: our own commit stays what it is.
         for staged in map(repository.commit, (*written, head)):
-            if not _differences(staged, package):
+            if not differences(staged, package):
                 return self._receipt(package, staged, published=False)
         if written:
-            wrong = ", ".join(_differences(repository.commit(written[-1]), package))
+            wrong = ", ".join(differences(repository.commit(written[-1]), package))
             raise PublishError(
                 f"{wrong} in {branch} of {self._repo_id} was read back with other bytes than were uploaded.",
                 expected="the sha256 of the package",
@@ -111,46 +153,57 @@ class HubDestination:
                 transient=True,
             )
         parent = repository.commit(head)
-        return _Write(f"Committing to {branch}", lambda: written.append(_stage(repository, branch, parent, package)))
+        return Write(f"Committing to {branch}", lambda: written.append(_stage(repository, branch, parent, package)))
 
     # --- release ------------------------------------------------------------------------------------------------------
 
     def release(self, package: Package, receipt: Receipt, order: Order) -> Publication:
         """See `Destination.release`. The receipt of the publication has the manifest that counts there."""
         repository = self._open()
-        return repository.settle(lambda: self._next_of_release(repository, package, receipt, order))
+        next_of = self._next_of_offer if self._pull_request else self._next_of_release
+        return repository.settle(lambda: next_of(repository, package, receipt, order))
 
     def _next_of_release(
-        self, repository: _Repository, package: Package, receipt: Receipt, order: Order
-    ) -> _Write | Publication:
-        tag, branch = _tag(package), _branch(package)
+        self, repository: Repository, package: Package, receipt: Receipt, order: Order
+    ) -> Write | Publication:
+        tag = _tag(package)
         if (refs := repository.refs()) is None:
             raise _gone(self._repo_id)
-        main = repository.commit(refs.main)
-        _require_name(main, package.name)
-        source = self._source(repository, refs, main, package, receipt)
+        there = self._require_name(repository, refs)
+        source = self._source(repository, refs, there, package, receipt)
         receipt = self._receipt(package, source, published=receipt.published)
+        if self._branch not in refs.branches:
+            return Write(f"Creating {self._branch}", lambda: repository.create_branch(self._branch, source.oid))
         wanted = latest_of(package, receipt, order)
-        current = _latest(main)
+        current = latest_at(there)
         moved = moves(current, wanted)
-        if moved and not (current == wanted and _holds(main, receipt)):
-            return _Write("Committing to main", lambda: _move_main(repository, main, source, receipt, wanted))
+        if moved and not (current == wanted and holds(there, receipt)):
+            operations = operations_of_release(source, receipt.files, wanted, there)
+            return Write(
+                f"Committing to {self._branch}",
+                lambda: repository.change(self._branch, there, operations, _title(package)),
+            )
         if tag not in refs.tags:
-            return _Write(f"Setting {tag}", lambda: repository.create_tag(tag, (main if moved else source).oid))
-        if branch in refs.branches:
-            return _Write(f"Deleting {branch}", lambda: repository.delete_branch(branch))
-        url = f"{repository.api.endpoint}/{self._repo_id}/tree/{tag}"
-        return Publication(receipt=receipt, latest="moved" if moved else "kept", url=url, load=self._repo_id)
+            return Write(f"Setting {tag}", lambda: repository.create_tag(tag, (there if moved else source).oid))
+        return self._tidied(repository, refs, package) or Publication(
+            receipt=receipt,
+            latest="moved" if moved else "kept",
+            url=f"{repository.api.endpoint}/{self._repo_id}/tree/{tag}",
+            load=self._repo_id,
+            revision="" if moved and self._branch == MAIN else tag,
+        )
 
-    def _source(self, repository: _Repository, refs: _Refs, main: Commit, package: Package, receipt: Receipt) -> Commit:
-        """The commit whose manifest counts: the tagged one, else `main` where an exporter got no further, else ours."""
-        from huggingface_hub.errors import RevisionNotFoundError
-
+    def _source(self, repository: Repository, refs: Refs, there: Commit, package: Package, receipt: Receipt) -> Commit:
+        """The commit whose manifest counts: the tagged one, else one where an exporter got no further, else ours."""
         if tagged := refs.tags.get(_tag(package)):
             return repository.commit(tagged)
-        there = _manifest(main)
-        if there and there.digest == package.manifest.digest and not _damaged(main, there):
-            return main
+        if has_whole(there, package.manifest.digest):
+            return there
+        return self._staged(repository, receipt)
+
+    def _staged(self, repository: Repository, receipt: Receipt) -> Commit:
+        from huggingface_hub.errors import RevisionNotFoundError
+
         staged = repository.commit(receipt.token)
         try:
             staged.files  # noqa: B018
@@ -159,260 +212,288 @@ class HubDestination:
             raise _gone(self._repo_id) from error
         return staged
 
+    def _tidied(self, repository: Repository, refs: Refs, package: Package) -> Write | None:
+        branch = _stage_branch(package)
+        if branch not in refs.branches:
+            return None
+        return Write(f"Deleting {branch}", lambda: repository.delete_branch(branch))
+
+    # --- release as a pull request ------------------------------------------------------------------------------------
+
+    def _next_of_offer(
+        self, repository: Repository, package: Package, receipt: Receipt, order: Order
+    ) -> Write | Publication:
+        if (refs := repository.refs(pull_requests=True)) is None:
+            raise _gone(self._repo_id)
+        main = self._require_name(repository, refs)
+        tag = _tag(package)
+        offer = None if tag in refs.tags else self._offer(repository, refs, package)
+        merged = offer is not None and offer.status == "merged"
+        if not (merged or tag in refs.tags or has_whole(main, package.manifest.digest)):
+            if offer is None:
+                return self._opening(repository, main, package, receipt, order)
+            at = repository.commit(offer.head)
+            return self._tidied(repository, refs, package) or Publication(
+                receipt=self._receipt(package, at, published=receipt.published, revision=offer.ref),
+                latest="proposed",
+                url=offer.url,
+                load=self._repo_id,
+                revision=offer.ref,
+            )
+        if tag not in refs.tags:
+            accepted = offer.head if offer and merged else main.oid
+            return Write(f"Setting {tag}", lambda: repository.create_tag(tag, accepted))
+        latest = latest_at(main)
+        moved = latest is not None and latest.digest == package.manifest.digest
+        return self._tidied(repository, refs, package) or Publication(
+            receipt=self._receipt(package, repository.commit(refs.tags[tag]), published=receipt.published),
+            latest="moved" if moved else "kept",
+            url=f"{repository.api.endpoint}/{self._repo_id}/tree/{tag}",
+            load=self._repo_id,
+            revision="" if moved else tag,
+        )
+
+    def _opening(self, repository: Repository, main: Commit, package: Package, receipt: Receipt, order: Order) -> Write:
+        staged = self._staged(repository, receipt)
+        receipt = self._receipt(package, staged, published=False)
+        wanted = latest_of(package, receipt, order)
+        operations = operations_of_release(staged, receipt.files, wanted, main)
+        why = _description(package, older=not moves(latest_at(main), wanted))
+        return Write("Opening a pull request", lambda: repository.propose(main, operations, _title(package), why))
+
+    def _offer(self, repository: Repository, refs: Refs, package: Package) -> PullRequest | None:
+        """The pull request that has, or had, this package; PublishError if somebody closed it."""
+        if not self._pull_request:
+            return None
+        found = repository.pull_requests(_title(package), refs)
+        for statuses in (("merged",), ("open", "draft")):
+            for each in found:
+                if each.status in statuses:
+                    return each
+        if found:
+            raise PublishError(
+                f"The pull request {found[-1].url} offered {package.name} {package.sha12}, and somebody closed it.",
+                expected="one that is open or merged, or none",
+                remedy="Reopen it there, or publish without --hub-pr.",
+            )
+        return None
+
     # --- verify -------------------------------------------------------------------------------------------------------
 
-    def verify(self, publication: Publication) -> bool:
-        """Compares what lies at the tag, whatever `main` has become."""
-        repository, receipt = self._open(), publication.receipt
+    def verify(self, published: Publication | Version) -> bool:
+        """Compares what lies at the tag, whatever `main` has become, or in the pull request as long as it is open."""
+        repository, receipt = self._open(), published.receipt
+        proposed = isinstance(published, Publication) and published.latest == "proposed"
+        return repository.reading(lambda: self._is_there(repository, receipt, proposed=proposed))
+
+    def _is_there(self, repository: Repository, receipt: Receipt, *, proposed: bool) -> bool:
+        if (refs := repository.refs(pull_requests=proposed)) is None:
+            return False
+        found = refs.tags.get(f"sha-{receipt.digest[:12]}")
+        if found is None and proposed:
+            requests = repository.pull_requests(_title_of(receipt.name, receipt.digest[:12]), refs)
+            found = next((each.head for each in requests if each.status in ("open", "draft")), None)
+        if found is None:
+            return False
+        commit = repository.commit(found)
+        # Whoever reviews a pull request may change its card.
+        card = None if proposed else _card_sha256(receipt)
+        return holds(commit, receipt) and card in (None, commit.sha256(CARD_NAME))
+
+    # --- what is published already ------------------------------------------------------------------------------------
+
+    def versions(self, digits: str = "") -> tuple[Version, ...]:
+        """See `Destination.versions`. A version was published when its manifest was committed."""
+        repository = self._open()
         with hub_errors(f"Reading {self._repo_id}", PublishError):
             refs = repository.refs()
-            if refs is None or (tagged := refs.tags.get(f"sha-{receipt.digest[:12]}")) is None:
-                return False
-            commit = repository.commit(tagged)
-            return _holds(commit, receipt) and commit.sha256(CARD_NAME) == _card_sha256(receipt)
+            tags = refs.tags if refs else {}
+            ours = [tag for tag in sorted(tags) if re.fullmatch("sha-[0-9a-f]{12}", tag)]
+            wanted = [tag for tag in ours if tag.startswith(f"sha-{digits[:12]}")]
+            found = [self._version(tag, repository.commit(tags[tag])) for tag in wanted]
+        return tuple(each for each in found if each and each.digest.startswith(digits))
+
+    def _version(self, tag: str, commit: Commit) -> Version | None:
+        """What is tagged; None if it has no manifest."""
+        if (manifest := manifest_at(commit)) is None:
+            return None
+        return version_of(
+            manifest,
+            commit.sha256(MANIFEST_NAME) or "",
+            destination=self.uri,
+            location=f"hf://{self._repo_id}@{tag}",
+            published_at=commit.times([MANIFEST_NAME])[MANIFEST_NAME],
+            token=commit.oid,
+        )
+
+    def aliases(self) -> Mapping[str, Latest]:
+        """See `Destination.aliases`. Every branch that holds a version, whoever made it."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            return self._aliases(repository, refs) if refs else {}
+
+    def _aliases(self, repository: Repository, refs: Refs) -> dict[str, Latest]:
+        # Not a branch that somebody called `latest`: that is `main`.
+        heads = {branch: oid for branch, oid in refs.branches.items() if is_alias(branch)} | {LATEST: refs.main}
+        pointers = {alias: self._pointer(repository.commit(oid)) for alias, oid in heads.items()}
+        return {alias: pointer for alias, pointer in pointers.items() if pointer}
+
+    def _pointer(self, head: Commit) -> Latest | None:
+        """What a branch holds. Its manifest decides; a `latest.json` of the same digest tells the order, too."""
+        if (version := self._version(head.oid[:12], head)) is None:
+            return None
+        latest = latest_at(head)
+        return latest if names(latest, version) else version.pointer()
+
+    def point(self, alias: str, version: Version, expect: str | None = None) -> Latest | None:
+        """See `Destination.point`. One commit on the branch, which names its parent; a new branch is one request."""
+        repository, moved_from = self._open(), list[Latest | None]()
+        return repository.settle(lambda: self._next_of_point(repository, alias, version, expect, moved_from))
+
+    def _next_of_point(
+        self,
+        repository: Repository,
+        alias: str,
+        version: Version,
+        expect: str | None,
+        moved_from: list[Latest | None],
+    ) -> Write | Latest | None:
+        """What is still to be written, or what the alias pointed to. `moved_from` gets that when it moves."""
+        branch, tag = MAIN if alias == LATEST else alias, f"sha-{version.sha12}"
+        refs, oid = repository.refs(), version.receipt.token
+        if refs is None or (tag not in refs.tags and not moved_from):
+            raise removed(version.receipt)
+        if tag not in refs.tags:  # removed while the branch moved, which holds all of it
+            return Write(f"Setting {tag}", lambda: repository.create_tag(tag, oid))
+        if moved_from:
+            return moved_from[0]
+        head = repository.commit(refs.branches[branch]) if branch in refs.branches else None
+        current = self._pointer(head) if head else None
+        if names(current, version):
+            return current
+        require_expected(current, expect, alias, self.uri)
+        source = repository.commit(oid)
+
+        def move() -> None:
+            if head is None:
+                repository.create_branch(branch, oid, exist_ok=False)
+            else:
+                files = files_at(source, version.receipt.files)
+                operations = operations_of_release(source, files, version.pointer(), head)
+                repository.change(branch, head, operations, _title_of(version.receipt.name, version.sha12))
+            moved_from.append(current)
+
+        return Write(f"Moving {branch}", move)
+
+    def remove(self, version: Version) -> bool:
+        """See `Destination.remove`. The tag goes. The history of `main` is never rewritten, so its commit may stay."""
+        repository = self._open()
+        return repository.settle(lambda: self._next_of_remove(repository, version))
+
+    def _next_of_remove(self, repository: Repository, version: Version) -> Write | bool:
+        tag = f"sha-{version.sha12}"
+        if (refs := repository.refs()) is None:
+            raise _gone(self._repo_id)
+        if pointed(self._aliases(repository, refs), version):
+            # Also if it came to point there after the tag was deleted.
+            if tag not in refs.tags:
+                return Write(f"Setting {tag}", lambda: repository.create_tag(tag, version.receipt.token))
+            return False
+        if tag in refs.tags:
+            return Write(f"Deleting {tag}", lambda: repository.delete_tag(tag))
+        return True
+
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See `Destination.orphans`. Branches of what was never released, as old as their commit."""
+        repository = self._open()
+        with hub_errors(f"Reading {self._repo_id}", PublishError):
+            refs = repository.refs()
+            branches = refs.branches if refs else {}
+            return tuple(
+                Orphan(
+                    kind="staged",
+                    place=f"hf://{self._repo_id}@{branch}",
+                    changed_at=repository.committed_at(oid),
+                    token=oid,
+                )
+                for branch, oid in sorted(branches.items())
+                if re.fullmatch("stage-[0-9a-f]{12}", branch)
+            )
+
+    def discard(self, orphan: Orphan) -> bool:
+        """See `Destination.discard`."""
+        repository, branch = self._open(), orphan.place.rpartition("@")[2]
+        return repository.settle(lambda: _next_of_discard(repository, branch, orphan.token))
 
     # --- details ------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> _Repository:
+    def _open(self) -> Repository:
         with hub_errors(f"Opening {self._repo_id}", PublishError):
-            return _Repository(open_hub(self._endpoint, self._token), self._repo_id)
+            return Repository(open_hub(self._endpoint, self._token), self._repo_id)
 
-    def _receipt(self, package: Package, commit: Commit, *, published: bool) -> Receipt:
+    def _receipt(self, package: Package, commit: Commit, *, published: bool, revision: str = "") -> Receipt:
         """Of what lies at a commit, with the card as it is there; PublishError unless it is a whole export of ours."""
-        found = _manifest(commit)
+        revision = revision or _tag(package)
+        found = manifest_at(commit)
         place = f"{self._repo_id} at {commit.oid[:12]}"
         if not found or found.digest != package.manifest.digest or Bundle.digest_of(found.files) != found.digest:
             raise PublishError(
                 f"{place} should hold {package.manifest.digest} and holds {found.digest if found else 'no manifest'}.",
-                expected=f"that {_tag(package)} names one export only",
+                expected=f"that {revision} names one export only",
                 remedy="Publish under another name.",
             )
-        if damaged := _damaged(commit, found):
+        if wrong := damaged(commit, found):
             raise PublishError(
-                f"{', '.join(damaged)} in {place} is not what {MANIFEST_NAME} beside it says.",
+                f"{', '.join(wrong)} in {place} is not what {MANIFEST_NAME} beside it says.",
                 expected="the sha256 that the manifest states",
-                remedy=f"Delete the tag {_tag(package)} there and run the export again.",
+                remedy=f"Delete {revision} there and run the export again.",
             )
-        files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
-        if (card := commit.read(CARD_NAME)) is not None:
-            files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
-            for path in images_shown(card):
-                if (entry := commit.files.get(path)) is not None:
-                    files.append(PackagedFile(path=path, size=entry.size, sha256=commit.sha256(path) or ""))
+        bundle = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in found.files]
         return Receipt(
             destination=self.uri,
             name=package.name,
             digest=found.digest,
-            location=f"hf://{self._repo_id}@{_tag(package)}",
+            location=f"hf://{self._repo_id}@{revision}",
             manifest_sha256=commit.sha256(MANIFEST_NAME) or "",
-            files=tuple(files),
+            files=files_at(commit, bundle),
             published=published,
             token=commit.oid,
         )
 
 
-# --- the repository -------------------------------------------------------------------------------------------------
+def _stage(repository: Repository, branch: str, parent: Commit, package: Package) -> str:
+    message = f"Stage {package.name} {package.sha12}"
+    return repository.change(branch, parent, operations_of_stage(package, parent), message)
 
 
-@dataclass(frozen=True)
-class _Refs:
-    """Names and commits, as they are now."""
-
-    main: str
-    branches: dict[str, str]
-    tags: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Write:
-    """One change that a repository still needs."""
-
-    what: str
-    do: Callable[[], object]
+def _next_of_discard(repository: Repository, branch: str, oid: str) -> Write | bool:
+    refs = repository.refs()
+    if refs is None or branch not in refs.branches:
+        return True
+    if refs.branches[branch] != oid:
+        return False  # an export goes on with it
+    return Write(f"Deleting {branch}", lambda: repository.delete_branch(branch))
 
 
-@dataclass(frozen=True)
-class _Repository:
-    """The repository during one call. What its methods raise is huggingface_hub's, except in `settle`."""
+def _require_plain_load(package: Package) -> None:
+    """PublishError if `load_lora_weights(repository)` would take another file than the one for diffusers.
 
-    api: HfApi
-    repo_id: str
-    _commits: dict[str, Commit] = field(default_factory=dict)
-
-    def settle(self, look: Callable[[], _Write | T]) -> T:
-        """Looks, writes what is missing, and looks again until nothing is missing.
-
-        What a write answers proves nothing: the answer may be lost after the write was done, and another exporter may
-        have been faster. Only what the repository holds counts. A write that failed and is still missing is not tried
-        again, since the caller can wait longer; one that lost a race is decided anew.
-        """
-        failed: dict[str, PublishError] = {}
-        for attempt in range(_TRIES):
-            with hub_errors(f"Reading {self.repo_id}", PublishError):
-                found = look()
-            if not isinstance(found, _Write):
-                return found
-            if found.what in failed:
-                raise failed[found.what]
-            try:
-                with hub_errors(f"{found.what} ({self.repo_id})", PublishError):
-                    found.do()
-            except PublishError as error:
-                if _lost_race(error):
-                    time.sleep(random.uniform(0, min(0.05 * 2**attempt, 2)))
-                elif error.transient:
-                    failed[found.what] = error
-                else:
-                    raise
+    Without `weight_name` diffusers takes the first path of the repository that ends with the usual name, in whatever
+    folder (`_best_guess_weight_name` in `diffusers.loaders.lora_base`).
+    """
+    paths = [file.path for file in package.files if file.path.endswith(WEIGHT_NAME)]
+    if WEIGHT_NAME in paths and len(paths) > 1:
+        paths.remove(WEIGHT_NAME)
         raise PublishError(
-            f"{self.repo_id} was changed by others {_TRIES} times while it was being written.",
-            expected="a moment without another writer",
-            remedy="Run the export again.",
-            transient=True,
+            f"Of a repository with {paths[0]}, diffusers would load that when no file is named.",
+            expected=f"that no other path ends with {WEIGHT_NAME}",
+            remedy="Publish under another --name.",
         )
-
-    def refs(self) -> _Refs | None:
-        """Never cached. None if there is no repository that this token may see."""
-        from huggingface_hub.errors import RepositoryNotFoundError
-
-        try:
-            refs = self.api.list_repo_refs(self.repo_id)
-        except RepositoryNotFoundError as error:
-            if status_of(error) == 404:
-                return None
-            raise
-        branches = {branch.name: branch.target_commit for branch in refs.branches}
-        if "main" not in branches:
-            raise PublishError(f"{self.repo_id} has no branch main.", remedy="Create it, or publish elsewhere.")
-        return _Refs(branches["main"], branches, {tag.name: tag.target_commit for tag in refs.tags})
-
-    def commit(self, oid: str) -> Commit:
-        """What lies there."""
-        return self._commits.setdefault(oid, Commit(self.api, self.repo_id, oid))
-
-    def create(self, *, private: bool) -> None:
-        self.api.create_repo(self.repo_id, private=private, exist_ok=True)
-
-    def create_branch(self, branch: str, oid: str) -> None:
-        self.api.create_branch(self.repo_id, branch=branch, revision=oid, exist_ok=True)
-
-    def delete_branch(self, branch: str) -> None:
-        self.api.delete_branch(self.repo_id, branch=branch)
-
-    def create_tag(self, tag: str, oid: str) -> None:
-        self.api.create_tag(self.repo_id, tag=tag, revision=oid)
-
-    def change(self, branch: str, parent: Commit, operations: list[Any], message: str) -> str:
-        """One commit on a branch, whose head must still be `parent`; gives its id."""
-        done = self.api.create_commit(
-            self.repo_id, operations, commit_message=message, revision=branch, parent_commit=parent.oid
-        )
-        return str(done.oid)
-
-
-def _lost_race(error: PublishError) -> bool:
-    # 404: what was to be changed or deleted is gone.
-    return status_of(error.__cause__) in (404, 409, 412)
-
-
-def _stage(repository: _Repository, branch: str, parent: Commit, package: Package) -> str:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    contents = {file.path: str(package.folder / file.path) for file in package.files}
-    adds = [CommitOperationAdd(path, source) for path, source in contents.items()]
-    adds.append(CommitOperationAdd(MANIFEST_NAME, package.manifest_bytes))
-    deletions = [CommitOperationDelete(path) for path in _stale(parent, contents, latest=True)]
-    return repository.change(branch, parent, [*adds, *deletions], f"Stage {package.name} {package.sha12}")
-
-
-def _move_main(repository: _Repository, main: Commit, source: Commit, receipt: Receipt, wanted: Latest) -> None:
-    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
-
-    paths = {file.path for file in receipt.files} | {MANIFEST_NAME}
-    # By commit, not by branch: another exporter may have put another card and manifest on the branch since.
-    copies = [
-        CommitOperationCopy(path, path, src_revision=source.oid)
-        for path in sorted(paths)
-        if not (path == CARD_NAME and _is_written_by_hand(main))
-    ]
-    latest = CommitOperationAdd(LATEST_NAME, to_bytes(wanted))
-    deletions = [CommitOperationDelete(path) for path in _stale(main, paths, latest=False)]
-    repository.change("main", main, [*copies, latest, *deletions], f"Publish {wanted.name} {wanted.sha12}")
-
-
-# --- what lies at a commit ------------------------------------------------------------------------------------------
-
-
-def _manifest(commit: Commit) -> Manifest | None:
-    """None if there is none; PublishError if adapterline did not write what is there."""
-    if (data := commit.read(MANIFEST_NAME)) is None:
-        return None
-    try:
-        return Manifest.model_validate_json(data)
-    except ValueError as error:
-        raise PublishError(
-            f"{MANIFEST_NAME} in {commit.repo_id} is not a manifest that this version of adapterline reads.",
-            expected="a repository that holds nothing, or this adapter",
-            remedy="Move it away, or publish under another name.",
-        ) from error
-
-
-def _latest(main: Commit) -> Latest | None:
-    data = main.read(LATEST_NAME)
-    return None if data is None else from_bytes(data, f"{LATEST_NAME} in {main.repo_id}")
-
-
-def _require_name(main: Commit, name: str) -> None:
-    there = _manifest(main)
-    if there and there.name != name:
-        raise PublishError(
-            f"{main.repo_id} holds the adapter {there.name!r}.",
-            expected=f"a repository for {name!r}: each has one name",
-            remedy=f"Publish to hf://{main.repo_id.partition('/')[0]}, or to another repository.",
-        )
-
-
-def _damaged(commit: Commit, manifest: Manifest) -> list[str]:
-    return [file.path for file in manifest.files if commit.sha256(file.path) != file.sha256]
-
-
-def _holds(commit: Commit, receipt: Receipt) -> bool:
-    """The manifest and the files of the bundle; a person may have changed the card on `main`."""
-    files = {file.path: file.sha256 for file in receipt.files if file.path != CARD_NAME}
-    files[MANIFEST_NAME] = receipt.manifest_sha256
-    return all(commit.sha256(path) == sha256 for path, sha256 in files.items())
 
 
 def _card_sha256(receipt: Receipt) -> str | None:
     return next((file.sha256 for file in receipt.files if file.path == CARD_NAME), None)
-
-
-def _differences(commit: Commit, package: Package) -> list[str]:
-    """Paths that have other bytes than in the package, or are there and should not be."""
-    files = {file.path: file.sha256 for file in package.files}
-    files[MANIFEST_NAME] = sha256_of_bytes(package.manifest_bytes)
-    wrong = [path for path, sha256 in files.items() if commit.sha256(path) != sha256]
-    return [*wrong, *_stale(commit, files, latest=True)]
-
-
-def _stale(commit: Commit, keep: Collection[str], *, latest: bool) -> list[str]:
-    """What the manifest there lists and the new one does not, and the images of another export.
-
-    With `latest` also the `latest.json`, for a version.
-    """
-    there = _manifest(commit)
-    listed = [file.path for file in there.files] if there else []
-    images = filter(IMAGE_PATH.fullmatch, commit.files)
-    return [
-        path
-        for path in (*listed, *images, *([LATEST_NAME] if latest else []))
-        if path in commit.files and path not in keep
-    ]
-
-
-def _is_written_by_hand(commit: Commit) -> bool:
-    card = commit.read(CARD_NAME)
-    return card is not None and MARKER.encode() not in card
 
 
 def _gone(repo_id: str) -> PublishError:
@@ -424,15 +505,31 @@ def _gone(repo_id: str) -> PublishError:
     )
 
 
-# --- names ----------------------------------------------------------------------------------------------------------
+# --- names and words ------------------------------------------------------------------------------------------------
 
 
 def _tag(package: Package) -> str:
     return f"sha-{package.sha12}"
 
 
-def _branch(package: Package) -> str:
+def _stage_branch(package: Package) -> str:
     return f"stage-{package.sha12}"
+
+
+def _title(package: Package) -> str:
+    return _title_of(package.name, package.sha12)
+
+
+def _title_of(name: str, sha12: str) -> str:
+    """Of the commit, and of the pull request, which is found again by it."""
+    return f"Publish {name} {sha12}"
+
+
+def _description(package: Package, *, older: bool) -> str:
+    lines = [f"The export {package.manifest.digest}, proven and read back. Merging it makes it the latest of its name."]
+    if older:
+        lines.append("What is on main comes from a later training run.")
+    return "\n\n".join(lines)
 
 
 def _repo_id(uri: str, name: str) -> str:

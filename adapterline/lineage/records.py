@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapterline.errors import MachineError, from_os_error
-from adapterline.s3 import make_client, parse_s3_uri, s3_errors
+from adapterline.s3 import checksum_of, make_client, parse_s3_uri, s3_errors
 from adapterline.values import LineageRecord, canonical_json
 
 #: The key of a run that ended before its checkpoint was known.
@@ -77,10 +77,14 @@ class S3Records:
 
     def append(self, record: LineageRecord) -> str:
         """See `RecordStore.append`."""
-        key = self._key(_path_of(record))
+        key, data = self._key(_path_of(record)), _bytes_of(record)
         with s3_errors(f"Writing the record s3://{self._bucket}/{key}", MachineError):
             self._client.put_object(
-                Bucket=self._bucket, Key=key, Body=_bytes_of(record), ContentType="application/json"
+                Bucket=self._bucket,
+                Key=key,
+                Body=data,
+                ChecksumSHA256=checksum_of(data),
+                ContentType="application/json",
             )
         return f"s3://{self._bucket}/{key}"
 

@@ -1,4 +1,4 @@
-"""Everything that is published: the bundle's files, the card, and the manifest that makes them one export."""
+"""Everything that is published: a bundle's files, the manifest that makes them one export, and what follows from it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,44 @@ from adapterline.digests import sha256_of_bytes
 from adapterline.errors import from_os_error
 from adapterline.package.card import CARD_NAME, make_card
 from adapterline.package.manifest import make_manifest
-from adapterline.values import Gallery, Manifest, Package, PackagedFile
+from adapterline.package.provenance import make_provenance
+from adapterline.package.signature import Signer
+from adapterline.values import PROVENANCE_NAME, Gallery, Manifest, Package, PackagedFile, signature_name
 
 __all__ = ["make_manifest", "make_package"]
 
 
-def make_package(manifest: Manifest, bundle_folder: Path, folder: Path, gallery: Gallery | None = None) -> Package:
-    """Lays out in the empty `folder` what every destination gets. MachineError if the disk fails."""
+def make_package(
+    manifest: Manifest,
+    bundle_folder: Path,
+    folder: Path,
+    gallery: Gallery | None = None,
+    signer: Signer | None = None,
+) -> Package:
+    """Lays out in the empty `folder` what every destination gets, signed if there is a signer.
+
+    MachineError if the disk fails.
+    """
     # Two prompts that render the same are one file.
     images = tuple({image.path: image for image in gallery.images}.values()) if gallery else ()
-    card = make_card(manifest, gallery.images if gallery else ())
+    made = {
+        CARD_NAME: make_card(manifest, gallery.images if gallery else ()),
+        PROVENANCE_NAME: make_provenance(manifest),
+    }
+    if signer:
+        made |= _signature(manifest, made[PROVENANCE_NAME], signer)
     try:
         for file in manifest.files:
             _link(bundle_folder / file.path, folder / file.path)
         for image in images:
             assert gallery is not None
             _link(gallery.folder / image.path, folder / image.path)
-        (folder / CARD_NAME).write_bytes(card)
+        for path, data in made.items():
+            (folder / path).write_bytes(data)
     except OSError as error:
         raise from_os_error(error, f"Packaging {manifest.name}") from error
     files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in manifest.files]
-    files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=sha256_of_bytes(card)))
+    files += [PackagedFile(path=path, size=len(data), sha256=sha256_of_bytes(data)) for path, data in made.items()]
     files += [PackagedFile(path=image.path, size=image.size, sha256=image.sha256) for image in images]
     return Package(
         manifest=manifest,
@@ -39,6 +56,13 @@ def make_package(manifest: Manifest, bundle_folder: Path, folder: Path, gallery:
         files=tuple(files),
         images=gallery.images if gallery else (),
     )
+
+
+def _signature(manifest: Manifest, provenance: bytes, signer: Signer) -> dict[str, bytes]:
+    digest = sha256_of_bytes(manifest.to_bytes())
+    files = {file.path: file.sha256 for file in manifest.files}
+    files |= {"manifest.json": digest, PROVENANCE_NAME: sha256_of_bytes(provenance)}
+    return {signature_name(digest): signer.sign(manifest.name, digest, files)}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterline.families.base import Base
+from adapterline.families.licences import licence_of
+from adapterline.package.privacy import public_run
 from adapterline.values import (
     FORMAT_VERSION,
     BaseSummary,
     Bundle,
     ComponentSummary,
+    ExportOptions,
+    License,
     Manifest,
     Source,
     SourceSummary,
@@ -28,8 +32,9 @@ def make_manifest(
     components: Mapping[str, ComponentSummary],
     left_out: tuple[str, ...],
     run: TrainingRun | None,
+    options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
 ) -> Manifest:
-    """The manifest of an export that was proven. Equal input gives equal bytes; no path of this machine is in it."""
+    """The manifest of an export that was proven. Equal input gives equal bytes; no private path is in it."""
     model, _, revision = (stated_model(source, base, run) or "unknown").partition("@")
     return Manifest(
         name=name,
@@ -42,13 +47,15 @@ def make_manifest(
             dialect=source.dialect,
             step=source.step,
         ),
-        training_run=run,
+        training_run=public_run(run) if run else None,
         base=BaseSummary(
             architecture=base.architecture,
             pipeline=base.pipeline,
             model=model,
             revision=revision or "unknown",
         ),
+        license=_license(options, model),
+        trigger=options.trigger,
         files=bundle.files,
         components=dict(components),
         transforms=bundle.transforms,
@@ -67,3 +74,9 @@ def stated_model(source: Source, base: Base, run: TrainingRun | None) -> str | N
     if source.stated_base:
         return source.stated_base
     return f"{base.model}@{base.revision}" if base.model and base.revision else base.model
+
+
+def _license(options: ExportOptions, model: str) -> License | None:
+    if options.license is None:
+        return licence_of(model)
+    return License(id=options.license, name=options.license_name, link=options.license_link)

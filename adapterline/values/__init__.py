@@ -4,6 +4,7 @@
     Source -> Adapter -> Plan             tensors, in one process, memory-mapped (dataclasses)
     Bundle -> Manifest -> Package         files and digests (pydantic: they cross steps, runs and machines)
     Receipt -> Publication -> LineageRecord
+    Version -> Promotion, Pruning         what lies at a destination, and what became of it
 
 All are frozen. A digest is a lower-case hexadecimal sha256 unless it says otherwise.
 """
@@ -15,12 +16,14 @@ from adapterline.values.base import Sha256, Value, canonical_json, digest_of
 from adapterline.values.bundle import FORMAT_VERSION, Bundle, ExportedFile
 from adapterline.values.checkpoint import Source, StoredEmbedding, TensorInfo
 from adapterline.values.manifest import MANIFEST_SCHEMA, BaseSummary, ComponentSummary, Manifest, SourceSummary
-from adapterline.values.names import NAME_PATTERN, check_name, make_name, slug
-from adapterline.values.options import DType, ExportOptions, Layout, ScaleMode, TrainingRun
+from adapterline.values.names import NAME_PATTERN, check_alias, check_name, is_alias, make_name, slug
+from adapterline.values.options import DType, ExportOptions, Layout, License, ScaleMode, TrainingRun
 from adapterline.values.plan import WEIGHT_NAME, FilePlan, HeaderHash, LoadCall, Plan, TensorPlan, Transform
 from adapterline.values.publication import (
     IMAGE_PATH,
     IMAGES,
+    PROVENANCE_NAME,
+    SIGNATURE_PATH,
     Gallery,
     Latest,
     Order,
@@ -29,19 +32,34 @@ from adapterline.values.publication import (
     Publication,
     Receipt,
     RenderedImage,
+    signature_name,
 )
 from adapterline.values.record import RECORD_SCHEMA, FlowRun, LineageRecord
 from adapterline.values.report import FORWARD, RENDER, Check, ValidationReport
+from adapterline.values.retention import (
+    LATEST,
+    Move,
+    Orphan,
+    OrphanFate,
+    Promotion,
+    Pruned,
+    Pruning,
+    Version,
+    VersionFate,
+)
 
 __all__ = [
     "FORMAT_VERSION",
     "FORWARD",
     "IMAGES",
     "IMAGE_PATH",
+    "LATEST",
     "MANIFEST_SCHEMA",
     "NAME_PATTERN",
+    "PROVENANCE_NAME",
     "RECORD_SCHEMA",
     "RENDER",
+    "SIGNATURE_PATH",
     "WEIGHT_NAME",
     "Adapter",
     "BaseSummary",
@@ -58,13 +76,20 @@ __all__ = [
     "HeaderHash",
     "Latest",
     "Layout",
+    "License",
+    "Orphan",
+    "OrphanFate",
     "LineageRecord",
     "LoadCall",
     "Manifest",
+    "Move",
     "Order",
     "Package",
     "PackagedFile",
     "Plan",
+    "Promotion",
+    "Pruned",
+    "Pruning",
     "Publication",
     "Receipt",
     "RenderedImage",
@@ -79,9 +104,14 @@ __all__ = [
     "Transform",
     "ValidationReport",
     "Value",
+    "Version",
+    "VersionFate",
     "canonical_json",
+    "check_alias",
     "check_name",
     "digest_of",
+    "is_alias",
     "make_name",
+    "signature_name",
     "slug",
 ]

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from adapterline.values.base import Sha256, Value, canonical_json
 from adapterline.values.bundle import ExportedFile
-from adapterline.values.options import TrainingRun
+from adapterline.values.options import License, TrainingRun
 from adapterline.values.plan import LoadCall, Transform
 from adapterline.values.report import ValidationReport
 
@@ -60,6 +60,8 @@ class Manifest(Value):
     source: SourceSummary
     training_run: TrainingRun | None
     base: BaseSummary
+    license: License | None = Field(None, description="what was asked for, else the base's; null: not known")
+    trigger: tuple[str, ...] = Field((), description="words that call what was trained")
     files: tuple[ExportedFile, ...]
     components: dict[str, ComponentSummary]
     transforms: tuple[Transform, ...]

@@ -1,4 +1,4 @@
-"""What an export may be called, and what it is called where that name does not fit."""
+"""What an export and an alias may be called, and what an export is called where its name does not fit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,28 @@ def check_name(name: str) -> str:
             remedy="Pass another --name.",
         )
     return name
+
+
+ALIAS_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+#: What is, or may be, the name of something else: a version, the Hub's branches and tags.
+_NO_ALIAS = re.compile(r"[0-9a-f]{8,}|main|(stage|sha)-.*|.*\.\..*|.*\.(lock)?")
+
+
+def is_alias(text: str) -> bool:
+    """Can it be the name of an alias, `latest` among them?"""
+    return bool(ALIAS_PATTERN.fullmatch(text)) and not _NO_ALIAS.fullmatch(text)
+
+
+def check_alias(alias: str) -> str:
+    """`alias`, if it can be a file name and a branch of the Hub; UsageError otherwise."""
+    if not is_alias(alias):
+        raise UsageError(
+            f"The alias {alias!r} cannot be used.",
+            expected="[a-z0-9][a-z0-9._-]{0,62}, without '..' and not ending in '.' or '.lock'; not 'main', 'stage-…', "
+            "'sha-…' or a digest, which mean something else",
+            remedy="Pass another --alias.",
+        )
+    return alias
 
 
 def make_name(stem: str) -> str:

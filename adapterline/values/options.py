@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, ValidationInfo, field_validator
 
 from adapterline.values.base import Value
 
@@ -15,6 +15,27 @@ DType = Literal["float32", "float16", "bfloat16"]
 ScaleMode = Literal["portable", "header"]
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
+
+#: One line of text.
+Word = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
+
+HeaderKey = Annotated[str, Field(min_length=1, max_length=200)]
+
+LicenseId = Annotated[str, Field(max_length=100, pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
+
+LicenseLink = Annotated[str, Field(max_length=500, pattern=r"^(https://[^\s@]+|LICENSE(\.md|\.txt)?)$")]
+
+
+class License(Value):
+    """A licence, as the Hub's model cards have it.
+
+    https://huggingface.co/docs/hub/repositories-licenses: `id` is the Hub's identifier; for `other`, one that the Hub
+    has no identifier for, `name` and `link` say which it is.
+    """
+
+    id: LicenseId
+    name: Word | None = None
+    link: LicenseLink | None = None
 
 
 class ExportOptions(Value):
@@ -40,6 +61,30 @@ class ExportOptions(Value):
     render_height: int | None = Field(None, ge=8, description="pixels; None: the pipeline's own")
     render_frames: int | None = Field(None, ge=1, description="of a video; None: the pipeline's own number")
     render_guidance: float | None = Field(None, ge=0, description="guidance_scale; None: the pipeline's own")
+    trigger: tuple[Word, ...] = Field((), max_length=32, description="words that call what was trained, for the card")
+    license: LicenseId | None = Field(None, description="the Hub's identifier; None: the base's, where it is known")
+    license_name: Word | None = Field(None, validate_default=True, description="of a license that is other")
+    license_link: LicenseLink | None = Field(
+        None, description="where its text is: https://, or LICENSE beside the card"
+    )
+
+    keep_header: tuple[HeaderKey, ...] = Field(
+        (), max_length=64, description="fields of the checkpoint's header that are published as they are"
+    )
+
+    @field_validator("license_name")
+    @classmethod
+    def _other_has_a_name(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if (info.data.get("license") == "other") != (name is not None):
+            raise ValueError("a license has a name if, and only if, it is other")
+        return name
+
+    @field_validator("license_link")
+    @classmethod
+    def _only_other_has_a_link(cls, link: str | None, info: ValidationInfo) -> str | None:
+        if link is not None and info.data.get("license") != "other":
+            raise ValueError("a license has a link only if it is other")
+        return link
 
 
 class TrainingRun(Value):

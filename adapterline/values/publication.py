@@ -16,10 +16,18 @@ from adapterline.values.manifest import Manifest
 #: Where images are published.
 IMAGES = "images"
 IMAGE_PATH = re.compile(rf"{IMAGES}/[0-9a-f]{{16}}\.png")
+#: The in-toto statement that follows from the manifest.
+PROVENANCE_NAME = "provenance.json"
+SIGNATURE_PATH = re.compile(r"model-[0-9a-f]{16}\.sig")
+
+
+def signature_name(manifest_sha256: str) -> str:
+    """The file of a signature, named by the manifest that it covers: beside another manifest it means nothing."""
+    return f"model-{manifest_sha256[:16]}.sig"
 
 
 class PackagedFile(Value):
-    """A file that is published: of the bundle, the card, or an image."""
+    """A file that is published: of the bundle, the card, the provenance, a signature, or an image."""
 
     path: str
     size: int
@@ -103,9 +111,12 @@ class Receipt(Value):
 
 
 class Publication(Value):
-    """A package is visible at a destination."""
+    """A package is visible at a destination, or offered there."""
 
     receipt: Receipt
-    latest: Literal["moved", "kept"] = Field(description="kept: what `latest` points to is newer")
+    latest: Literal["moved", "kept", "proposed"] = Field(
+        description="kept: what `latest` points to is newer; proposed: a pull request to move it is open"
+    )
     url: str
     load: str = Field(description="what to pass to load_lora_weights")
+    revision: str = Field("", description="what to pass as its revision, if anything")

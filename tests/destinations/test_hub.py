@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, snapshot_download
 from adapterline.destinations.hub import HubDestination
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes
 from adapterline.errors import PublishError, UsageError
-from adapterline.package.card import CARD_NAME, MARKER
+from adapterline.package.card import CARD_NAME
 from adapterline.values import WEIGHT_NAME, Manifest, Order, Package, Publication
 from tests.hub_double.faults import Fault
 from tests.hub_double.server import Hub
@@ -187,17 +187,6 @@ def test_card_of_a_person_stays(hub: Hub, make: Make) -> None:
     assert destination().verify(publication)
     publish(make(2), day=2)
     assert content(hub, "main")[CARD_NAME] == card
-
-
-def test_card_of_adapterline_is_replaced_by_the_next_export_only(hub: Hub, make: Make) -> None:
-    first, second = make(1), make(2)
-    publish(first, day=1)
-    edited = f"{MARKER} edited".encode()
-    hub.put(REPO, {CARD_NAME: edited})
-    publish(first, day=1)
-    assert content(hub, "main")[CARD_NAME] == edited
-    publish(second, day=2)
-    assert content(hub, "main")[CARD_NAME] == bytes_of(second)[CARD_NAME]
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -488,7 +477,7 @@ def test_commit_of_a_person_in_between_is_kept(hub: Hub, wire: Wire, make: Make)
 def test_main_that_changes_all_the_time_is_given_up(
     hub: Hub, wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterline.destinations.hub.random.uniform", lambda low, high: 0)
+    monkeypatch.setattr("adapterline.destinations.hub_repository.random.uniform", lambda low, high: 0)
     package = make()
     receipt = destination().stage(package)
 

@@ -41,7 +41,8 @@ def with_image(package: Package, shade: int) -> Package:
     )
     (package.folder / "images").mkdir(exist_ok=True)
     (package.folder / image.path).write_bytes(data.getvalue())
-    card = (package.folder / CARD_NAME).read_bytes() + f"\n## Images\n\n| ![image 1]({image.path}) |\n".encode()
+    before, mark, end = (package.folder / CARD_NAME).read_bytes().partition(b"\n<!-- /adapterline")
+    card = before + f"\n## Images\n\n| ![image 1]({image.path}) |\n".encode() + mark + end
     (package.folder / CARD_NAME).write_bytes(card)
     files = [file for file in package.files if file.path != CARD_NAME]
     files.append(PackagedFile(path=CARD_NAME, size=len(card), sha256=hashlib.sha256(card).hexdigest()))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import pytest
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ClientError, ConnectionClosedError
-from botocore.httpsession import URLLib3Session
 
 from adapterline.destinations.latest import from_bytes
 from adapterline.destinations.s3 import S3Destination
@@ -22,81 +21,10 @@ from adapterline.seaweedfs import SeaweedFS
 from adapterline.values import WEIGHT_NAME, Manifest, Package, Publication
 from tests.packages import make_package, order_of
 from tests.s3_fixtures import ADMIN, READER
+from tests.s3_wire import CrashError, Wire, crash_at, lose_answer_of, objects, open_uploads, wired
 
 PART = 5 << 20  # the smallest that S3 allows
 LARGE = 6 * PART // 5 // 4  # float32 of a file of two parts
-
-
-class CrashError(Exception):
-    """The process died. No library takes it for a fault of the network."""
-
-
-class Wire:
-    """What goes from one client to the server: every request is kept as (method, path); `act` may interfere."""
-
-    def __init__(self, client: Any) -> None:
-        self.requests: list[tuple[str, str]] = []
-        self.act: Callable[[int, AWSPreparedRequest], None] = lambda number, request: None
-        self._lock = threading.Lock()
-        self._events = client.meta.events
-        self._events.register("before-send.s3", self._before_send)
-
-    def _before_send(self, request: AWSPreparedRequest, **_: Any) -> None:
-        with self._lock:
-            self.requests.append((request.method, urlsplit(request.url).path))
-            number = len(self.requests)
-        self.act(number, request)
-
-    def restart(self, act: Callable[[int, AWSPreparedRequest], None]) -> None:
-        self.requests.clear()
-        self.act = act
-
-    @property
-    def writes(self) -> list[tuple[str, str]]:
-        return [each for each in self.requests if each[0] not in ("GET", "HEAD")]
-
-
-def deliver(request: AWSPreparedRequest) -> None:
-    session = URLLib3Session()
-    session.send(request)
-    session.close()
-
-
-def crash_at(nth: int, *, delivered: bool) -> Callable[[int, AWSPreparedRequest], None]:
-    def act(number: int, request: AWSPreparedRequest) -> None:
-        if number == nth and delivered:
-            deliver(request)
-        if number >= nth:  # the dead do not tidy up
-            raise CrashError
-
-    return act
-
-
-def lose_answer_of(nth: int) -> Callable[[int, AWSPreparedRequest], None]:
-    def act(number: int, request: AWSPreparedRequest) -> None:
-        if number == nth:
-            deliver(request)
-            raise ConnectionClosedError(endpoint_url=request.url)
-
-    return act
-
-
-@contextmanager
-def wired() -> Iterator[tuple[Any, Wire]]:
-    client = make_client()
-    try:
-        yield client, Wire(client)
-    finally:
-        client.close()
-
-
-def objects(s3: Any, bucket: str, prefix: str = "") -> dict[str, bytes]:
-    rows = s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ())
-    return {row["Key"]: s3.get_object(Bucket=bucket, Key=row["Key"])["Body"].read() for row in rows}
-
-
-def open_uploads(s3: Any, bucket: str) -> list[Any]:
-    return list(s3.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
 
 
 def expected_objects(package: Package, prefix: str = "loras/") -> dict[str, bytes]:
@@ -165,16 +93,6 @@ def test_whole_bucket_is_a_place_too(s3: Any, bucket: str, tmp_path: Path) -> No
     package = make_package(tmp_path)
     publish(S3Destination(f"s3://{bucket}/", "tiny"), package)
     assert without_latest(objects(s3, bucket)) == expected_objects(package, prefix="")
-
-
-def test_objects_say_their_type_and_digest(s3: Any, bucket: str, tmp_path: Path) -> None:
-    package = make_package(tmp_path)
-    publish(place(bucket), package)
-    types = {WEIGHT_NAME: "application/octet-stream", "README.md": "text/markdown; charset=utf-8"}
-    for file in package.files:
-        head = s3.head_object(Bucket=bucket, Key=f"loras/tiny/{package.sha12}/{file.path}")
-        assert head["ContentType"] == types[file.path]
-        assert head["Metadata"] == {"sha256": file.sha256}
 
 
 def test_second_run_writes_nothing(bucket: str, tmp_path: Path) -> None:
@@ -332,6 +250,7 @@ def test_a_crash_at_any_request_is_completed_by_the_next_run(
             assert without_latest(found) == expected_objects(package, prefix)
             assert_nothing_is_half_done(found)
             assert publication.latest == "moved"
+            assert open_uploads(s3, bucket) == []
             if not crashed:
                 break
             crashes += 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,6 +53,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class PullRequest:
+    title: str
+    description: str
+    author: str
+    status: str  # open, closed or merged
+
+
+@dataclass(frozen=True)
 class LogEntry:
     oid: str
     title: str
@@ -90,16 +99,29 @@ class Repository:
         else:
             (self._path / "private").unlink(missing_ok=True)
 
+    @property
+    def pull_requests(self) -> dict[int, PullRequest]:
+        """By number. Their commits are the refs `refs/pr/{number}`."""
+        path = self._path / "pull-requests.json"
+        rows = json.loads(path.read_text()) if path.exists() else {}
+        return {int(number): PullRequest(**row) for number, row in rows.items()}
+
+    def set_pull_request(self, number: int, request: PullRequest) -> None:
+        """A new one, or one with another status."""
+        requests = {**self.pull_requests, number: request}
+        rows = {number: asdict(each) for number, each in requests.items()}
+        (self._path / "pull-requests.json").write_text(json.dumps(rows))
+
     def find(self, revision: str) -> str | None:
         """The commit id of a revision."""
-        whole = re.fullmatch("[0-9a-f]{40}", revision)
+        whole = re.fullmatch("[0-9a-f]{40}|refs/pr/[0-9]+", revision)
         for name in [revision] if whole else [f"refs/heads/{revision}", f"refs/tags/{revision}"]:
             if oid := self._git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", check=False).strip():
                 return oid.decode()
         return None
 
     def refs(self, kind: str) -> dict[str, str]:
-        """Name -> commit id of all `heads` or `tags`."""
+        """Name -> commit id of all `heads`, `tags` or `pr`."""
         lines = self._git("for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", f"refs/{kind}").decode()
         return dict(line.split() for line in lines.splitlines())
 

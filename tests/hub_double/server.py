@@ -2,8 +2,8 @@
 
 It answers from real git repositories and an LFS store that checks sha256, and refuses what the Hub refuses: a commit
 on another parent than the head, a read token that writes, a repository that the caller may not see. Big files come
-from another host name ("localhost") under signed addresses, as from the Hub's CDN. Not there: Xet, multipart uploads,
-pull requests, gating, quotas.
+from another host name ("localhost") under signed addresses, as from the Hub's CDN. Pull requests to main have one
+commit and can be merged as long as main stays. Not there: Xet, multipart uploads, gating, quotas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from re import Match
 from typing import Any, Literal
@@ -27,9 +27,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 from tests.hub_double.faults import Faults
-from tests.hub_double.repository import Entry, Pointer, Repository
+from tests.hub_double.repository import Entry, Pointer, PullRequest, Repository
 from tests.hub_double.wire import HttpServer, Reply, Request
 
+_PAGE = 2  # pull requests in an answer
 LFS_FROM = 10 << 20  # bytes; the Hub takes nothing bigger as a regular file
 _REPOSITORY = r"(?P<owner>[^/]+)/(?P<name>[^/]+)"
 _API = rf"/api/models/{_REPOSITORY}"
@@ -117,6 +118,20 @@ class Hub:
         commit = repository.commit(head, changes, "by hand")
         assert repository.swap(f"refs/heads/{branch}", commit, head)
         return commit
+
+    def close(self, repo_id: str, number: int) -> None:
+        """What a reviewer does who does not want it."""
+        repository = self.repository(repo_id)
+        repository.set_pull_request(number, replace(repository.pull_requests[number], status="closed"))
+
+    def merge(self, repo_id: str, number: int) -> None:
+        """What a reviewer does who wants it."""
+        repository = self.repository(repo_id)
+        head, main = repository.find(f"refs/pr/{number}"), repository.find("main")
+        assert head is not None
+        assert repository.log(head)[1].oid == main, "merging onto a main that moved is not in the double"
+        assert repository.swap("refs/heads/main", head, main)
+        repository.set_pull_request(number, replace(repository.pull_requests[number], status="merged"))
 
     # --- who may do what ----------------------------------------------------------------------------------------------
 
@@ -246,7 +261,10 @@ class Hub:
             found = repository.refs(kind).items()
             return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit} for name, commit in found]
 
-        return Reply.json({"branches": rows("heads"), "tags": rows("tags"), "converts": [], "pullRequests": []})
+        requests = []
+        if _flag(request, "include_prs"):
+            requests = [row | {"ref": f"refs/pr/{row['name']}"} for row in rows("pr")]
+        return Reply.json({"branches": rows("heads"), "tags": rows("tags"), "converts": [], "pullRequests": requests})
 
     def create_branch(self, request: Request, match: Match[str]) -> Reply:
         repository = self._writable(request, match)
@@ -388,6 +406,8 @@ class Hub:
         value, ref = header["value"], f"refs/heads/{branch}"
         changes = dict(map(self._change, operations))
         message = "\n\n".join(filter(None, (value["summary"], value.get("description"))))
+        if _flag(request, "create_pr"):
+            return self._open_pull_request(request, match, repository, value, changes, message)
         while True:
             head = repository.refs("heads").get(branch)
             if head is None:
@@ -402,6 +422,46 @@ class Hub:
             if repository.swap(ref, commit, head):
                 url = f"{self.url}/{match['owner']}/{match['name']}/commit/{commit}"
                 return Reply.json({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
+
+    def _open_pull_request(
+        self,
+        request: Request,
+        match: Match[str],
+        repository: Repository,
+        value: Mapping[str, Any],
+        changes: Mapping[str, bytes | None],
+        message: str,
+    ) -> Reply:
+        commit = repository.commit(value.get("parentCommit") or repository.refs("heads")["main"], changes, message)
+        with self._lock:
+            number = len(repository.pull_requests) + 1
+            author = self._user(request).user
+            repository.set_pull_request(
+                number, PullRequest(value["summary"], value.get("description") or "", author, "open")
+            )
+            assert repository.swap(f"refs/pr/{number}", commit)
+        place = f"{self.url}/{match['owner']}/{match['name']}"
+        opened = {"pullRequestUrl": f"{place}/discussions/{number}", "commitUrl": f"{place}/commit/{commit}"}
+        return Reply.json({"success": True, "commitOid": commit, "hookOutput": "", **opened})
+
+    def discussions(self, request: Request, match: Match[str]) -> Reply:
+        requests = self._readable(request, match).pull_requests
+        repo = {"name": f"{match['owner']}/{match['name']}", "type": "model"}
+        rows = [
+            {
+                "title": each.title,
+                "num": number,
+                "author": {"name": each.author},
+                "createdAt": "2026-05-01T00:00:00.000Z",
+                "status": each.status,
+                "repo": repo,
+                "isPullRequest": True,
+            }
+            for number, each in sorted(requests.items(), reverse=True)
+        ]
+        page = int(parse_qs(urlsplit(request.target).query).get("p", ["0"])[0])
+        start = page * _PAGE
+        return Reply.json({"discussions": rows[start : start + _PAGE], "count": len(rows), "start": start})
 
     def _change(self, operation: Mapping[str, Any]) -> tuple[str, bytes | None]:
         value = operation["value"]
@@ -451,7 +511,7 @@ class Hub:
 
 
 def _flag(request: Request, name: str) -> bool:
-    return parse_qs(urlsplit(request.target).query).get(name, ["false"])[0].lower() == "true"
+    return parse_qs(urlsplit(request.target).query).get(name, ["false"])[0].lower() in ("true", "1")
 
 
 def _describe(repository: Repository, commit: str, entry: Entry, expand: bool) -> dict[str, Any]:
@@ -482,6 +542,7 @@ _ROUTES: tuple[tuple[str, str, _Answer], ...] = (
     ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", Hub.info),
     ("GET", rf"{_API}/auth-check(?P<write>/write)?", Hub.authorize),
     ("GET", rf"{_API}/refs", Hub.refs),
+    ("GET", rf"{_API}/discussions", Hub.discussions),
     ("POST", rf"{_API}/branch/(?P<branch>[^/]+)", Hub.create_branch),
     ("DELETE", rf"{_API}/branch/(?P<branch>[^/]+)", Hub.delete_branch),
     ("POST", rf"{_API}/tag/(?P<revision>[^/]+)", Hub.create_tag),

@@ -201,7 +201,7 @@ def test_the_embeddings_are_part_of_the_source_and_of_the_bundle(
 def test_the_card_says_how_a_prompt_calls_them(exported: Exported, tmp_path: Path) -> None:
     package = make_package(manifest_of(exported, "anyone"), exported.folder, tmp_path / "package")
     card = (package.folder / "README.md").read_text()
-    assert "Call them in a prompt: &lt;s0&gt;, &lt;s1&gt;." in card
+    assert "In a prompt these call what was trained: &lt;s0&gt;, &lt;s1&gt;." in card
     assert "token='<s1>', text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)" in card
 
 

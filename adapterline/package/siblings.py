@@ -1,0 +1,19 @@
+"""What lies beside a bundle's files and its manifest, and follows from the manifest that counts there."""
+
+from __future__ import annotations
+
+from adapterline.package.card import CARD_NAME, images_shown
+from adapterline.values import IMAGE_PATH, PROVENANCE_NAME, SIGNATURE_PATH, signature_name
+
+
+def sibling_paths(manifest_sha256: str, card: bytes | None) -> tuple[str, ...]:
+    """Where the siblings of this manifest are, if they are there: its card, provenance, signature, and images.
+
+    A destination that holds another exporter's manifest takes over these together with it.
+    """
+    return (CARD_NAME, PROVENANCE_NAME, signature_name(manifest_sha256), *images_shown(card or b""))
+
+
+def is_sibling(path: str) -> bool:
+    """Does a file of this path, if it is not of the bundle, belong to an export and go with it? The card stays."""
+    return path == PROVENANCE_NAME or bool(SIGNATURE_PATH.fullmatch(path) or IMAGE_PATH.fullmatch(path))

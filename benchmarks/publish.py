@@ -1,0 +1,152 @@
+"""Publishing to S3, against boto3's own upload with the same settings: `python -m benchmarks.publish`.
+
+A package with one file of 2 GB goes to SeaweedFS on this machine. Each way of sending it gets a process of its own, and
+the ways take turns. What is read back is told apart from what is sent: plain `upload_file` reads nothing back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from adapterline.destinations.s3 import S3Destination
+from adapterline.destinations.s3_objects import MULTIPART_THRESHOLD, Content, Objects, Storage
+from adapterline.s3 import make_client
+from adapterline.seaweedfs import run_seaweedfs
+from adapterline.values import Package, PackagedFile
+from benchmarks.serialize import anonymous_bytes
+
+ROUNDS = 3
+SIZE = 2 * 10**9  # bytes
+BUCKET = "bench"
+NAME = "weights"
+
+
+def write_file(path: Path) -> None:
+    block = os.urandom(1 << 24)
+    with path.open("wb") as file:
+        for start in range(0, SIZE, len(block)):
+            file.write(block[: SIZE - start])
+        os.fsync(file.fileno())
+
+
+# --- the ways ---------------------------------------------------------------------------------------------------------
+
+
+def plain(folder: Path) -> None:
+    import boto3
+    from boto3.s3.transfer import TransferConfig
+
+    config = TransferConfig(
+        multipart_threshold=MULTIPART_THRESHOLD, multipart_chunksize=MULTIPART_THRESHOLD, max_concurrency=4
+    )
+    boto3.session.Session().client("s3").upload_file(
+        str(folder / NAME), BUCKET, "plain", ExtraArgs={"ChecksumAlgorithm": "SHA256"}, Config=config
+    )
+
+
+def sent(folder: Path) -> None:
+    Objects(make_client(), BUCKET, Storage()).upload(
+        "sent", folder / NAME, Content("application/octet-stream", {}, {"name": "bench"}, large=True)
+    )
+
+
+def staged(folder: Path) -> None:
+    S3Destination(f"s3://{BUCKET}", "bench").stage(_package(folder))
+
+
+def read_back(folder: Path) -> None:
+    found = Objects(make_client(), BUCKET, Storage()).measure("sent")
+    assert found is not None
+    assert found.size == SIZE
+
+
+WAYS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "plain": ("boto3 upload_file, the same settings", plain),
+    "sent": ("adapterline: what it sends", sent),
+    "read_back": ("adapterline: what it reads back, and hashes", read_back),
+    "staged": ("adapterline: staged, that is both", staged),
+}
+
+
+def _package(folder: Path) -> Package:
+    from adapterline.values import Bundle, ExportedFile
+    from adapterline.values.manifest import Manifest
+
+    digest = (folder / "digest").read_text()
+    file = ExportedFile(role="weights", layout="diffusers", path=NAME, size=SIZE, sha256=digest, tensors_sha256=digest)
+    # Staging looks at the name, the digest and the files alone.
+    manifest = Manifest.model_construct(
+        name="bench", family="sd15", digest=Bundle.digest_of((file,)), files=(file,), training_run=None
+    )
+    return Package(manifest, b"{}", folder, (PackagedFile(path=NAME, size=SIZE, sha256=digest),))
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(way: str, folder: Path) -> dict[str, float]:
+    """Seconds, and the bytes of anonymous memory that the imports had taken before."""
+    import boto3.s3.transfer  # noqa: F401
+
+    before = anonymous_bytes(os.getpid())
+    start = time.perf_counter()
+    WAYS[way][1](folder)
+    return {"seconds": time.perf_counter() - start, "before": before}
+
+
+def in_a_process(way: str, folder: Path) -> dict[str, float]:
+    """Seconds, and the peaks of anonymous memory: over what the imports had taken, and in all."""
+    os.sync()
+    peak = 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.publish", way, str(folder)], stdout=subprocess.PIPE
+    ) as process:
+        while process.poll() is None:
+            peak = max(peak, anonymous_bytes(process.pid))
+            time.sleep(0.01)
+        assert process.stdout is not None
+        found: dict[str, float] = json.loads(process.stdout.read())
+    return {"seconds": found["seconds"], "peak": peak - found["before"], "all": peak}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="adapterline-bench-") as name, run_seaweedfs(Path(name, "s3")) as server:
+        folder = Path(name)
+        os.environ |= {**server.environment(), "AWS_CONFIG_FILE": os.devnull}
+        client = make_client()
+        client.create_bucket(Bucket=BUCKET)
+        write_file(folder / NAME)
+        with (folder / NAME).open("rb") as file:
+            (folder / "digest").write_text(hashlib.file_digest(file, "sha256").hexdigest())
+        runs = []
+        for _ in range(ROUNDS):
+            runs.append({way: in_a_process(way, folder) for way in WAYS})
+            for each in client.list_objects_v2(Bucket=BUCKET)["Contents"]:
+                client.delete_object(Bucket=BUCKET, Key=each["Key"])
+    _print(runs)
+
+
+def _print(runs: list[dict[str, dict[str, float]]]) -> None:
+    print(f"publish: {SIZE / 1e9:.0f} GB to SeaweedFS on this machine; medians of {len(runs)} rounds")
+    print(f"{'':44} {'seconds':>8} {'MB/s':>6} {'speed':>6} {'peak anonymous MB':>18} {'with imports':>13}")
+    for way, (title, _) in WAYS.items():
+        seconds = statistics.median(run[way]["seconds"] for run in runs)
+        speed = statistics.median(run["plain"]["seconds"] / run[way]["seconds"] for run in runs)
+        peak, everything = (max(run[way][key] for run in runs) / 1e6 for key in ("peak", "all"))
+        print(f"{title:44} {seconds:8.2f} {SIZE / seconds / 1e6:6.0f} {speed:6.2f} {peak:18.0f} {everything:13.0f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
+    else:
+        main()
