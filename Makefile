@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-full fuzz compatibility mutants lint format types bench deploy clean
+.PHONY: install demo test test-full fuzz compatibility consumers mutants faults lint format types bench deploy clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,12 @@ fuzz: install
 
 compatibility: install
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.compatibility
+
+consumers: install
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.consumers
+
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults
 
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.mutants

@@ -339,7 +339,7 @@ def test_without_a_prefect_api_it_is_6(trained: Trained, records: Path, tmp_path
 def test_errors_are_json_too(run: Callable[..., Answer], tmp_path: Path) -> None:
     answer = run("inspect", tmp_path / "nowhere", "--json")
     assert answer.code == 3
-    assert answer.document["error"] == "CheckpointError"
+    assert answer.document["error"] == "CheckpointIncompleteError"
     assert answer.document["exit_code"] == 3
     assert "does not exist" in answer.document["found"]
 

@@ -307,8 +307,10 @@ class HubDestination:
         repository = self._open()
         with hub_errors(f"Reading {self._repo_id}", PublishError):
             refs = repository.refs()
-            tags = {tag: oid for tag, oid in refs.tags.items() if re.fullmatch("sha-[0-9a-f]{12}", tag)} if refs else {}
-            found = [self._version(tag, repository.commit(tags[tag])) for tag in sorted(tags)]
+            tags = refs.tags if refs else {}
+            ours = [tag for tag in sorted(tags) if re.fullmatch("sha-[0-9a-f]{12}", tag)]
+            wanted = [tag for tag in ours if tag.startswith(f"sha-{digits[:12]}")]
+            found = [self._version(tag, repository.commit(tags[tag])) for tag in wanted]
         return tuple(each for each in found if each and each.digest.startswith(digits))
 
     def _version(self, tag: str, commit: Commit) -> Version | None:
@@ -332,12 +334,10 @@ class HubDestination:
             return self._aliases(repository, refs) if refs else {}
 
     def _aliases(self, repository: Repository, refs: Refs) -> dict[str, Latest]:
-        found = {}
-        for branch, oid in refs.branches.items():
-            alias = LATEST if branch == MAIN else branch
-            if (branch == MAIN or is_alias(branch)) and (pointer := self._pointer(repository.commit(oid))):
-                found[alias] = pointer
-        return found
+        # Not a branch that somebody called `latest`: that is `main`.
+        heads = {branch: oid for branch, oid in refs.branches.items() if is_alias(branch)} | {LATEST: refs.main}
+        pointers = {alias: self._pointer(repository.commit(oid)) for alias, oid in heads.items()}
+        return {alias: pointer for alias, pointer in pointers.items() if pointer}
 
     def _pointer(self, head: Commit) -> Latest | None:
         """What a branch holds. Its manifest decides; a `latest.json` of the same digest tells the order, too."""
@@ -366,10 +366,10 @@ class HubDestination:
             raise removed(version.receipt)
         if tag not in refs.tags:  # removed while the branch moved, which holds all of it
             return Write(f"Setting {tag}", lambda: repository.create_tag(tag, oid))
-        head = repository.commit(refs.branches[branch]) if branch in refs.branches else None
-        current = self._pointer(head) if head else None
         if moved_from:
             return moved_from[0]
+        head = repository.commit(refs.branches[branch]) if branch in refs.branches else None
+        current = self._pointer(head) if head else None
         if names(current, version):
             return current
         require_expected(current, expect, alias, self.uri)

@@ -46,7 +46,8 @@ def card_body(manifest: Manifest, snippets: Iterable[str], images: Sequence[Rend
         ),
         "## What was proven",
         f"{passed} of {len(manifest.validation.checks)} checks passed: each file was loaded with what reads it "
-        f"({_consumers(manifest)}), and what each module computes was compared with the checkpoint.",
+        f"({_consumers(manifest)}), and what each module computes was compared with the checkpoint."
+        + _others(manifest),
         _table(
             ("check", "with", "component", "observed", "limit"),
             (
@@ -74,7 +75,17 @@ def _verification(manifest: Manifest) -> Iterable[str]:
 
 
 def _consumers(manifest: Manifest) -> str:
-    return ", ".join(dict.fromkeys(name for names in manifest.consumers.values() for name in names))
+    return ", ".join(name for name in _named(manifest) if "==" not in name)
+
+
+def _others(manifest: Manifest) -> str:
+    """The versions that were tried on files of this kind, and not on this one."""
+    versions = [name.replace("==", " ") for name in _named(manifest) if "==" in name]
+    return f" Files of this kind also load right with {', '.join(versions)}." if versions else ""
+
+
+def _named(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in manifest.consumers.values() for name in names))
 
 
 def _gallery(images: Sequence[RenderedImage]) -> Iterable[str]:

@@ -18,6 +18,7 @@ from adapterline.errors import ValidationFailedError
 from adapterline.families.base import Base
 from adapterline.validation.consumers import CONSUMERS
 from adapterline.validation.consumers.kohya import read_kohya
+from adapterline.validation.consumers.versions import proven_by_table
 from adapterline.validation.effect import Allowed, check_effect, check_norms
 from adapterline.validation.embeddings import METHOD, check_embeddings, loads_beside
 from adapterline.validation.files import Exhibit, LayoutFiles, by_layout, check_digests, exhibit_at
@@ -148,6 +149,9 @@ def _prove(
             if layout.layout == consumer.name == "diffusers":
                 check_forward(shown, exhibit.folder, layout.loads, base, adapter, loaded, allowed)
             proven |= {path: (*proven.get(path, ()), consumer.name) for path in layout.files}
+        # Of what somebody else wrote, the kind is not known: the table was made with files of this tool.
+        others = proven_by_table(exhibit.folder, layout, tool_versions()) if allowed.own else ()
+        proven |= {path: (*proven[path], *others) for path in layout.files if path in proven}
         unread = [path for path in layout.files if path not in proven]
         if unread:
             findings.that(

@@ -68,7 +68,9 @@ class Manifest(Value):
     left_out: tuple[str, ...]
     validation: ValidationReport
     loads: tuple[LoadCall, ...]
-    consumers: dict[str, tuple[str, ...]] = Field(description="path of a file -> what it is proven for")
+    consumers: dict[str, tuple[str, ...]] = Field(
+        description="path of a file -> what loaded it, and versions (diffusers==0.35.2) known to load its kind right"
+    )
     tools: dict[str, str]
 
     def to_bytes(self) -> bytes:

@@ -33,7 +33,10 @@ class ValidationReport(Value):
     source_digest: Sha256 | None = None
     checks: tuple[Check, ...]
     not_run: dict[str, str] = Field({}, description="what was not checked -> why; nothing is claimed of it")
-    consumers: dict[str, tuple[str, ...]] = Field({}, description="path of a file -> what it was loaded with")
+    consumers: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="path of a file -> what loaded it, and versions (diffusers==0.35.2) known to load its kind right",
+    )
     versions: dict[str, str] = {}
 
     @property

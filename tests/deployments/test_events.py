@@ -130,7 +130,7 @@ def test_a_sweep_fans_out_to_the_deployment(deployed: Deployed, trained: Trained
         return str(found["state_type"]) if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
     assert eventually(ended, "end of the sweep") == "COMPLETED"
-    body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
+    body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["adapterline-sweep"]}}}
     (summary,) = deployed.post("/artifacts/filter", body)
     assert summary["description"] == "0 failed, 1 refused, 1 exported, 0 unfinished, 0 skipped"
     assert "may not be published from here" in summary["data"]

@@ -8,12 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adapterline.destinations import open_destination
 from adapterline.destinations.base import Destination
 from adapterline.destinations.s3 import S3Destination
 from adapterline.values import Manifest, Package, Publication
 from tests.hub_double.server import Hub
 from tests.packages import order_of
+
+#: Every kind, for tests of what differs little between them: git makes the Hub the slow one.
+EVERY_PLACE = pytest.mark.parametrize(
+    "place", ["folder", "s3", pytest.param("hub", marks=pytest.mark.slow)], indirect=True
+)
 
 
 class Place(ABC):

@@ -16,8 +16,10 @@ from adapterline.destinations.folder import FolderDestination
 from adapterline.errors import PublishError, UsageError
 from adapterline.retention import promote
 from adapterline.values import WEIGHT_NAME, Latest, Package, Version
+from tests.hub_double.server import Hub
+from tests.hub_fixtures import Wire
 from tests.packages import make_package, order_of
-from tests.retention.readers import FolderPlace, HubPlace, Place, S3Place, bytes_of
+from tests.retention.readers import EVERY_PLACE, FolderPlace, HubPlace, Place, S3Place, bytes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -37,6 +39,7 @@ def test_an_alias_points_to_the_version_and_latest_stays(place: Place, make: Mak
     assert place.visible() == {each.sha12: bytes_of(each) for each in (older, newer)}
 
 
+@EVERY_PLACE
 def test_what_an_alias_says_is_read_by_the_same_rules_as_latest(place: Place, make: Make) -> None:
     package = make()
     place.publish(package)
@@ -72,6 +75,7 @@ def test_latest_can_be_set_back_and_the_next_export_moves_it_on(place: Place, ma
 _FUTURE = order_of(1).finished_at.replace(year=2999)
 
 
+@EVERY_PLACE
 def test_an_alias_that_points_elsewhere_than_expected_stays(place: Place, make: Make) -> None:
     first, second = make(1), make(2)
     place.publish(first, day=1)
@@ -90,6 +94,7 @@ def test_an_alias_that_points_elsewhere_than_expected_stays(place: Place, make: 
     assert place.alias("production") == second.sha12
 
 
+@EVERY_PLACE
 def test_what_is_not_published_is_refused(place: Place, make: Make) -> None:
     staged = make(1)
     place.publish(make(2))
@@ -98,6 +103,18 @@ def test_what_is_not_published_is_refused(place: Place, make: Make) -> None:
         promote("tiny", staged.sha12, "production", [place.uri])
     assert refused.value.remedy
     assert place.alias("production") is None
+
+
+def test_what_was_removed_since_it_was_looked_up_is_refused_and_the_alias_stays(place: Place, make: Make) -> None:
+    old, new = make(1), make(2)
+    place.publish(old, day=1)
+    place.publish(new, day=2)
+    promote("tiny", new.sha12, "production", [place.uri])
+    version = version_at(place, old.sha12)
+    assert place.open().remove(version)
+    with pytest.raises(PublishError, match="not published there any more"):
+        place.open().point("production", version)
+    assert place.alias("production") == new.sha12
 
 
 def test_what_is_not_whole_is_refused_before_any_alias_moves(tmp_path: Path, place: Place, make: Make) -> None:
@@ -178,6 +195,25 @@ def test_digits_of_two_versions_are_refused(monkeypatch: pytest.MonkeyPatch, mak
     assert all(each.digest[:16] in str(refused.value) for each in pair)
 
 
+def test_hub_versions_of_other_digits_are_not_read(hub: Hub, make: Make) -> None:
+    place, packages = HubPlace(hub), [make(1), make(2)]
+    for package in packages:
+        place.publish(package)
+    hub.requests.clear()
+    [version] = place.open().versions(packages[0].sha12[:8])
+    assert version.digest == packages[0].manifest.digest
+    assert len([line for line in hub.requests if "/tree/" in line]) == 1
+
+
+def test_hub_branch_that_somebody_called_latest_is_not_latest(hub: Hub, make: Make) -> None:
+    place, old, new = HubPlace(hub), make(1), make(2)
+    place.publish(old, day=1)
+    repository = hub.repository("acme/tiny")
+    assert repository.swap("refs/heads/latest", repository.refs("heads")["main"])
+    place.publish(new, day=2)
+    assert place.open().aliases()["latest"].digest == new.manifest.digest
+
+
 # --- at the same time -------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +263,22 @@ def test_of_promoters_who_expect_the_same_one_wins(place: Place, make: Make) -> 
 def version_at(place: Place, sha12: str) -> Version:
     [version] = place.open().versions(sha12)
     return version
+
+
+def test_hub_branch_that_somebody_else_made_is_not_told_as_moved(hub: Hub, wire: Wire, make: Make) -> None:
+    place, package = HubPlace(hub), make()
+    place.publish(package)
+    version = version_at(place, package.sha12)
+
+    def act(number: int, line: str) -> None:
+        if line.startswith("POST") and "/branch/production" in line:
+            wire.act = lambda number, line: None
+            assert place.open().point("production", version) is None
+
+    wire.restart(act)
+    before = place.open().point("production", version)
+    assert before is not None
+    assert before.digest == version.digest
 
 
 @pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)

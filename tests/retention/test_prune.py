@@ -17,7 +17,7 @@ from adapterline.values import WEIGHT_NAME, Order, Package, Pruning, TrainingRun
 from tests.hub_double.server import Hub
 from tests.hub_fixtures import CrashError, Wire
 from tests.packages import order_of
-from tests.retention.readers import FolderPlace, HubPlace, Place, S3Place, bytes_of
+from tests.retention.readers import EVERY_PLACE, FolderPlace, HubPlace, Place, S3Place, bytes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -43,6 +43,7 @@ def publish_in_turn(place: Place, make: Make, count: int) -> list[Package]:
     return packages
 
 
+@EVERY_PLACE
 def test_a_dry_run_tells_what_would_go_and_writes_nothing(place: Place, make: Make) -> None:
     packages = publish_in_turn(place, make, 3)
     promote("tiny", packages[0].sha12, "production", [place.uri])
@@ -69,6 +70,27 @@ def test_what_goes_goes_whole_and_the_rest_stays_as_it_was(place: Place, make: M
     assert set(fates(again).values()) == {"stays"}
 
 
+@pytest.mark.parametrize("place", ["folder", "hub"], indirect=True)
+def test_a_version_that_an_alias_points_to_is_not_touched_for_a_moment(place: Place, make: Make) -> None:
+    package = make()
+    place.publish(package)
+    [version] = place.open().versions()
+    before = place.everything()
+    assert not place.open().remove(version)
+    assert place.everything() == before
+
+
+def test_s3_version_that_an_alias_points_to_is_not_touched_for_a_moment(on_s3: S3Place, make: Make) -> None:
+    on_s3.publish(make())
+    destination, wire = on_s3.open_wired()
+    [version] = destination.versions()
+    methods: list[str] = []
+    wire.act = lambda number, request: methods.append(request.method)
+    assert not destination.remove(version)
+    assert set(methods) == {"GET"}
+
+
+@EVERY_PLACE
 def test_what_was_removed_can_be_published_again(place: Place, make: Make) -> None:
     old, new = make(1), make(2)
     place.publish(old, day=1)
@@ -346,6 +368,7 @@ def test_what_a_crashed_export_left_goes_when_it_is_old_and_what_is_published_st
     assert place.alias("latest") == published.sha12
 
 
+@EVERY_PLACE
 def test_an_export_whose_files_were_collected_fails_cleanly_and_its_next_run_completes(
     place: Place, make: Make
 ) -> None:
