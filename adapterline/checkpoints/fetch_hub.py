@@ -6,6 +6,7 @@ with what the repository states of it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -129,7 +130,9 @@ def _fetch(commit: Commit, paths: Iterable[str], folder: Path, *, keep_times: bo
         commit.download(path, folder)
         _compare(folder / path, commit.files[path], commit.repo_id)
     # Where huggingface_hub notes what it did: no part of a checkpoint.
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    shutil.rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: the repository has one of its own
+        (folder / ".cache").rmdir()
     if keep_times:
         for path, changed_at in commit.times(paths).items():
             os.utime(folder / path, (changed_at.timestamp(), changed_at.timestamp()))

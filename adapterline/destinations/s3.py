@@ -29,6 +29,7 @@ from adapterline.package.card import CARD_NAME, images_shown
 from adapterline.package.siblings import sibling_paths
 from adapterline.s3 import make_client, parse_s3_uri, s3_errors
 from adapterline.values import (
+    PROVENANCE_PATH,
     SIGNATURE_PATH,
     Bundle,
     Latest,
@@ -41,6 +42,7 @@ from adapterline.values import (
     Receipt,
     Version,
     check_name,
+    provenance_name,
     signature_name,
 )
 
@@ -166,8 +168,10 @@ class S3Destination:
         manifest, data = self._commit(package)
         if data == package.manifest_bytes:
             self._put_siblings(package)
-        else:  # a signature of a manifest that is not there means nothing
-            self._objects.delete(self._key(package, signature_name(sha256_of_bytes(package.manifest_bytes))))
+        else:  # provenance and signature of a manifest that is not there mean nothing
+            digest = sha256_of_bytes(package.manifest_bytes)
+            for path in (provenance_name(digest), signature_name(digest)):
+                self._objects.delete(self._key(package, path))
         files = self._files(package, manifest, data)
         receipt = receipt.model_copy(update={"manifest_sha256": sha256_of_bytes(data), "files": files})
         moved = self._move_latest(latest_of(package, receipt, order), receipt)
@@ -204,10 +208,9 @@ class S3Destination:
             return
         for file in package.files:
             key = self._key(package, file.path)
-            if not _follows_manifest(package, file) or self._holds(key, file):
-                continue
-            # Of two keys for one manifest, the first one's signature stays.
-            if not (SIGNATURE_PATH.fullmatch(file.path) and self._objects.size(key)):
+            if not _follows_manifest(package, file) or _names_manifest(file):
+                continue  # these were staged, and of two signatures of one manifest the first stays
+            if not self._holds(key, file):
                 self._objects.put(key, _local_bytes(package, file), _content(package, file))
 
     def _move_latest(self, wanted: Latest, receipt: Receipt) -> Literal["moved", "kept"]:
@@ -387,6 +390,10 @@ class S3Destination:
 
 def _follows_manifest(package: Package, file: PackagedFile) -> bool:
     return all(file.path != exported.path for exported in package.manifest.files)
+
+
+def _names_manifest(file: PackagedFile) -> bool:
+    return any(kind.fullmatch(file.path) for kind in (PROVENANCE_PATH, SIGNATURE_PATH))
 
 
 def _bundle_files(manifest: Manifest) -> tuple[PackagedFile, ...]:

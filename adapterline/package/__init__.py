@@ -12,7 +12,8 @@ from adapterline.package.card import CARD_NAME, make_card
 from adapterline.package.manifest import make_manifest
 from adapterline.package.provenance import make_provenance
 from adapterline.package.signature import Signer
-from adapterline.values import PROVENANCE_NAME, Gallery, Manifest, Package, PackagedFile, signature_name
+from adapterline.validation.files import MANIFEST_NAME
+from adapterline.values import Gallery, Manifest, Package, PackagedFile, provenance_name, signature_name
 
 __all__ = ["make_manifest", "make_package"]
 
@@ -30,12 +31,14 @@ def make_package(
     """
     # Two prompts that render the same are one file.
     images = tuple({image.path: image for image in gallery.images}.values()) if gallery else ()
-    made = {
-        CARD_NAME: make_card(manifest, gallery.images if gallery else ()),
-        PROVENANCE_NAME: make_provenance(manifest),
-    }
+    manifest_bytes = manifest.to_bytes()
+    digest = sha256_of_bytes(manifest_bytes)
+    card, provenance = make_card(manifest, gallery.images if gallery else ()), make_provenance(manifest)
+    made = {CARD_NAME: card, provenance_name(digest): provenance}
     if signer:
-        made |= _signature(manifest, made[PROVENANCE_NAME], signer)
+        files = {file.path: file.sha256 for file in manifest.files}
+        files |= {MANIFEST_NAME: digest, provenance_name(digest): sha256_of_bytes(provenance)}
+        made[signature_name(digest)] = signer.sign(manifest.name, digest, files)
     try:
         for file in manifest.files:
             _link(bundle_folder / file.path, folder / file.path)
@@ -46,23 +49,16 @@ def make_package(
             (folder / path).write_bytes(data)
     except OSError as error:
         raise from_os_error(error, f"Packaging {manifest.name}") from error
-    files = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in manifest.files]
-    files += [PackagedFile(path=path, size=len(data), sha256=sha256_of_bytes(data)) for path, data in made.items()]
-    files += [PackagedFile(path=image.path, size=image.size, sha256=image.sha256) for image in images]
+    packaged = [PackagedFile(path=file.path, size=file.size, sha256=file.sha256) for file in manifest.files]
+    packaged += [PackagedFile(path=path, size=len(data), sha256=sha256_of_bytes(data)) for path, data in made.items()]
+    packaged += [PackagedFile(path=image.path, size=image.size, sha256=image.sha256) for image in images]
     return Package(
         manifest=manifest,
-        manifest_bytes=manifest.to_bytes(),
+        manifest_bytes=manifest_bytes,
         folder=folder,
-        files=tuple(files),
+        files=tuple(packaged),
         images=gallery.images if gallery else (),
     )
-
-
-def _signature(manifest: Manifest, provenance: bytes, signer: Signer) -> dict[str, bytes]:
-    digest = sha256_of_bytes(manifest.to_bytes())
-    files = {file.path: file.sha256 for file in manifest.files}
-    files |= {"manifest.json": digest, PROVENANCE_NAME: sha256_of_bytes(provenance)}
-    return {signature_name(digest): signer.sign(manifest.name, digest, files)}
 
 
 def _link(source: Path, target: Path) -> None:

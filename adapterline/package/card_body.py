@@ -7,7 +7,7 @@ from typing import Any
 
 from adapterline.digests import sha256_of_bytes
 from adapterline.families import family_named
-from adapterline.values import Manifest, RenderedImage, signature_name
+from adapterline.values import Manifest, RenderedImage, provenance_name, signature_name
 
 
 def trigger_words(manifest: Manifest) -> tuple[str, ...]:
@@ -65,9 +65,10 @@ def card_body(manifest: Manifest, snippets: Iterable[str], images: Sequence[Rend
 
 def _verification(manifest: Manifest) -> Iterable[str]:
     """The same whether it is signed or not: the signature of a manifest has one name."""
-    signature = signature_name(sha256_of_bytes(manifest.to_bytes()))
+    digest = sha256_of_bytes(manifest.to_bytes())
+    provenance, signature = provenance_name(digest), signature_name(digest)
     yield (
-        "`manifest.json` has the sha256 of every file of the adapter, and `provenance.json` says what it was made from "
+        f"`manifest.json` has the sha256 of every file of the adapter, and `{provenance}` says what it was made from "
         f"(in-toto, SLSA). If it is signed, `{signature}` covers these, and not this card and its images. With the "
         "signer's public key:"
     )

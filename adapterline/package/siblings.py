@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterline.package.card import CARD_NAME, images_shown
-from adapterline.values import IMAGE_PATH, PROVENANCE_NAME, SIGNATURE_PATH, signature_name
+from adapterline.values import IMAGE_PATH, PROVENANCE_PATH, SIGNATURE_PATH, provenance_name, signature_name
 
 
 def sibling_paths(manifest_sha256: str, card: bytes | None) -> tuple[str, ...]:
@@ -11,9 +11,10 @@ def sibling_paths(manifest_sha256: str, card: bytes | None) -> tuple[str, ...]:
 
     A destination that holds another exporter's manifest takes over these together with it.
     """
-    return (CARD_NAME, PROVENANCE_NAME, signature_name(manifest_sha256), *images_shown(card or b""))
+    named = provenance_name(manifest_sha256), signature_name(manifest_sha256)
+    return (CARD_NAME, *named, *images_shown(card or b""))
 
 
 def is_sibling(path: str) -> bool:
     """Does a file of this path, if it is not of the bundle, belong to an export and go with it? The card stays."""
-    return path == PROVENANCE_NAME or bool(SIGNATURE_PATH.fullmatch(path) or IMAGE_PATH.fullmatch(path))
+    return any(kind.fullmatch(path) for kind in (PROVENANCE_PATH, SIGNATURE_PATH, IMAGE_PATH))

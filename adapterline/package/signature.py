@@ -32,7 +32,8 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 #: What may lie in the folder and is not signed; anything else that is added makes the verification fail.
-UNSIGNED = (CARD_NAME, IMAGES, "latest.json", ".cache", ".git", ".gitattributes", ".github", ".gitignore")
+UNSIGNED_FOLDERS = (IMAGES, ".cache", ".git", ".github")
+UNSIGNED = (CARD_NAME, "latest.json", ".gitattributes", ".gitignore", *UNSIGNED_FOLDERS)
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 

@@ -7,21 +7,35 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterline.digests import sha256_of_bytes
+from adapterline.digests import sha256_of_bytes, sha256_of_file
 from adapterline.errors import MachineError, UsageError
-from adapterline.package.provenance import make_provenance
+from adapterline.package.provenance import contradiction
+from adapterline.package.signature import UNSIGNED_FOLDERS
 from adapterline.validation.files import MANIFEST_NAME
 from adapterline.validation.findings import Findings
-from adapterline.values import PROVENANCE_NAME, SIGNATURE_PATH, Manifest, ValidationReport, signature_name
+from adapterline.values import (
+    IMAGE_PATH,
+    IMAGES,
+    PROVENANCE_PATH,
+    SIGNATURE_PATH,
+    Manifest,
+    ValidationReport,
+    provenance_name,
+    signature_name,
+)
 
 if TYPE_CHECKING:
     from model_signing.verifying import Config
 
 PROVENANCE, SIGNATURE = "provenance", "signature"
+_SAID = f"what {MANIFEST_NAME} says"
+#: What some program loads or runs.
+_LOADED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".py", ".so")
 #: In model-signing's list of differences.
 _CHANGED = re.compile(r"Hash mismatch for \\*'(.+?)\\*': Expected")
 _OTHERS = re.compile(r"(Extra files found|Missing files) in model \\*'.*?\\*': ([^\"'\]]+)")
@@ -72,12 +86,14 @@ def _manifest_bytes(folder: Path, path: Path) -> bytes | None:
 
 
 def _check_provenance(findings: Findings, folder: Path, manifest: bytes) -> None:
-    file = folder / PROVENANCE_NAME
-    if not file.is_file():
+    file = folder / provenance_name(sha256_of_bytes(manifest))
+    if file.is_file():
+        wrong = contradiction(file.read_bytes(), Manifest.model_validate_json(manifest), manifest)
+    elif any(PROVENANCE_PATH.fullmatch(path.name) for path in folder.iterdir()):
+        wrong = f"{MANIFEST_NAME} is not the one that it follows from"
+    else:
         return
-    right = file.read_bytes() == make_provenance(Manifest.model_validate_json(manifest), manifest)
-    observed = f"what {MANIFEST_NAME} says" if right else "something else"
-    findings.that(PROVENANCE, right, observed=observed, limit=f"what {MANIFEST_NAME} says")
+    findings.that(PROVENANCE, not wrong, observed=wrong or _SAID, limit=_SAID)
 
 
 def _check_signature(findings: Findings, folder: Path, manifest: bytes | None, trust: Trust) -> None:
@@ -86,13 +102,15 @@ def _check_signature(findings: Findings, folder: Path, manifest: bytes | None, t
     name = signature_name(sha256_of_bytes(manifest)) if manifest is not None else ""
     if name in there and trust.has_key:
         wrong = _wrong(folder, name, manifest or b"", trust)
-    elif there and name not in there:
+    elif there and name not in there and (trust.has_key or trust.required):
         wrong = f"{MANIFEST_NAME} is not the one that was signed"
     elif trust.required:
         wrong = f"no key to check it with: {_GIVE_A_KEY}" if there else "there is none"
     else:
-        if there or trust.has_key:
-            findings.not_run[SIGNATURE] = f"no key to check it with: {_GIVE_A_KEY}" if there else "there is none"
+        if name in there:
+            findings.not_run[SIGNATURE] = f"no key to check it with: {_GIVE_A_KEY}"
+        elif there or trust.has_key:
+            findings.not_run[SIGNATURE] = "there is none of this manifest" if there else "there is none"
         return
     findings.that(SIGNATURE, not wrong, observed=wrong or "valid", limit="valid")
 
@@ -108,8 +126,9 @@ def _wrong(folder: Path, name: str, manifest: bytes, trust: Trust) -> str:
         if certified == bool(trust.public_key):
             made, needed = ("certificate", "--certificate-chain") if certified else ("key", "--public-key")
             return f"it was made with a {made}: pass {needed}"
+        _ignore(verifier, _of_others(folder, manifest))
         with contextlib.redirect_stdout(io.StringIO()):  # the library prints its advice
-            verifier.verify(folder, folder / name)
+            verifier.verify(folder.resolve(), folder.resolve() / name)
         signed = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))["predicate"]["resources"]
         covered = {each["name"]: each["digest"] for each in signed}
     except InvalidSignature:
@@ -118,9 +137,45 @@ def _wrong(folder: Path, name: str, manifest: bytes, trust: Trust) -> str:
         return _readable(str(error))
     except Exception as error:  # whatever a broken bundle makes the library stumble over
         return f"it cannot be verified ({type(error).__name__}: {str(error)[:200]})"
-    wanted = [*(file.path for file in Manifest.model_validate_json(manifest).files), MANIFEST_NAME, PROVENANCE_NAME]
-    missing = [path for path in wanted if path not in covered]
-    return f"it does not cover {', '.join(missing)}" if missing else ""
+    provenance = provenance_name(sha256_of_bytes(manifest))
+    wanted = [*(file.path for file in Manifest.model_validate_json(manifest).files), MANIFEST_NAME, provenance]
+    if missing := [path for path in wanted if path not in covered]:
+        return f"it does not cover {', '.join(missing)}"
+    strangers = sorted(_strangers(folder))
+    return f"it does not cover {', '.join(strangers)}, which must not be there" if strangers else ""
+
+
+def _ignore(verifier: Config, paths: list[str]) -> None:
+    """These besides those that the signature itself names."""
+    from model_signing import hashing
+
+    config: hashing.Config = hashing.Config()  # type: ignore[no-untyped-call]
+    verifier.set_hashing_config(config.set_ignored_paths(paths=paths))
+
+
+def _of_others(folder: Path, manifest: bytes) -> list[str]:
+    """Provenance and signatures of other manifests: in S3, of an exporter who came second and is not done."""
+    digest = sha256_of_bytes(manifest)
+    own = provenance_name(digest), signature_name(digest)
+    kinds = PROVENANCE_PATH, SIGNATURE_PATH
+    there = (path.name for path in folder.iterdir() if any(kind.fullmatch(path.name) for kind in kinds))
+    return [name for name in there if name not in own]
+
+
+def _strangers(folder: Path) -> Iterator[str]:
+    """What lies among the images and in the folders of git and of downloads, which nobody signs, and does not belong.
+
+    A loader that is given no file name takes the first that looks like weights, in whatever folder: of a repository,
+    `images/pytorch_lora_weights.safetensors` comes before the one that was signed.
+    """
+    for place in UNSIGNED_FOLDERS:
+        for path in (folder / place).rglob("*"):
+            if not path.is_file():
+                continue
+            name = path.relative_to(folder).as_posix()
+            image = IMAGE_PATH.fullmatch(name) and sha256_of_file(path).startswith(path.stem)
+            if not image and (place == IMAGES or path.suffix in _LOADED):
+                yield name
 
 
 def _readable(message: str) -> str:

@@ -22,7 +22,7 @@ from adapterline.values.plan import WEIGHT_NAME, FilePlan, HeaderHash, LoadCall,
 from adapterline.values.publication import (
     IMAGE_PATH,
     IMAGES,
-    PROVENANCE_NAME,
+    PROVENANCE_PATH,
     SIGNATURE_PATH,
     Gallery,
     Latest,
@@ -32,6 +32,7 @@ from adapterline.values.publication import (
     Publication,
     Receipt,
     RenderedImage,
+    provenance_name,
     signature_name,
 )
 from adapterline.values.record import RECORD_SCHEMA, FlowRun, LineageRecord
@@ -56,7 +57,7 @@ __all__ = [
     "LATEST",
     "MANIFEST_SCHEMA",
     "NAME_PATTERN",
-    "PROVENANCE_NAME",
+    "PROVENANCE_PATH",
     "RECORD_SCHEMA",
     "RENDER",
     "SIGNATURE_PATH",
@@ -112,6 +113,7 @@ __all__ = [
     "digest_of",
     "is_alias",
     "make_name",
+    "provenance_name",
     "signature_name",
     "slug",
 ]

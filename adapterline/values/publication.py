@@ -16,9 +16,15 @@ from adapterline.values.manifest import Manifest
 #: Where images are published.
 IMAGES = "images"
 IMAGE_PATH = re.compile(rf"{IMAGES}/[0-9a-f]{{16}}\.png")
-#: The in-toto statement that follows from the manifest.
-PROVENANCE_NAME = "provenance.json"
+#: The in-toto statement that follows from a manifest, and its signature. Both have their manifest in their names: two
+#: exporters of one bundle stage theirs side by side, and what lies beside the manifest that counts is always its own.
+PROVENANCE_PATH = re.compile(r"provenance-[0-9a-f]{16}\.json")
 SIGNATURE_PATH = re.compile(r"model-[0-9a-f]{16}\.sig")
+
+
+def provenance_name(manifest_sha256: str) -> str:
+    """The file of the provenance, named by the manifest that it follows from."""
+    return f"provenance-{manifest_sha256[:16]}.json"
 
 
 def signature_name(manifest_sha256: str) -> str:

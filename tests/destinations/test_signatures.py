@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from adapterline.checkpoints import fetch
 from adapterline.destinations import open_destination
+from adapterline.destinations.s3 import S3Destination
 from adapterline.package import make_package
 from adapterline.package.signature import Signer, open_signer
 from adapterline.package.verification import Trust, with_trust
@@ -18,6 +20,10 @@ from adapterline.values import SIGNATURE_PATH, Check, Package, Publication, Vali
 from tests import packages
 from tests.signing_fixtures import Identity
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+REPORT = ValidationReport(bundle_digest="0" * 64, checks=(Check(name="loads", observed="", limit="", passed=True),))
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -63,8 +69,7 @@ def signature_of(package: Package) -> str:
 def state(uri: str, publication: Publication, folder: Path, key: Path) -> str:
     """What a reader finds of the signature there: "valid", what is wrong, or why it was not checked."""
     at = publication.receipt.location if not uri.startswith("/") else publication.load
-    report = ValidationReport(bundle_digest="0" * 64, checks=(Check(name="loads", observed="", limit="", passed=True),))
-    report = with_trust(report, fetch(at, folder), Trust(key))
+    report = with_trust(REPORT, fetch(at, folder), Trust(key))
     assert all(check.passed for check in report.checks if check.name == "provenance")
     found = next((check.observed for check in report.checks if check.name == "signature"), None)
     return str(found or report.not_run["signature"])
@@ -96,6 +101,16 @@ def test_of_the_same_manifest_the_first_signature_stays(
     assert open_destination(uri, "tiny").verify(first)
 
 
+def test_what_was_published_unsigned_stays_so(uri: str, tmp_path: Path, signers: tuple[Signer, Signer]) -> None:
+    first = publish(uri, pack(tmp_path / "one", None))
+    second = publish(uri, pack(tmp_path / "two", signers[0]))
+    assert set(second.receipt.files) == set(first.receipt.files)
+    assert signed_in(second) == set()
+    there = fetch(second.receipt.location if "://" in uri else second.load, tmp_path / "read")
+    assert not list(there.glob("*.sig"))
+    assert open_destination(uri, "tiny").verify(first)
+
+
 def test_who_comes_second_takes_over_the_first_manifest_and_its_signature(
     uri: str, tmp_path: Path, signers: tuple[Signer, Signer], identity: Identity
 ) -> None:
@@ -117,6 +132,52 @@ def test_who_loses_the_race_after_staging_leaves_no_signature_that_counts(
     assert lost.receipt.manifest_sha256 == won.receipt.manifest_sha256
     assert signed_in(lost) == signed_in(won) == set()
     assert state(uri, lost, tmp_path / "read", identity.public) == "there is none"
+
+
+def test_from_the_moment_a_manifest_counts_what_lies_beside_it_is_its_own(
+    bucket: str, tmp_path: Path, signers: tuple[Signer, Signer], identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed(*given: object) -> None:
+        raise KilledError
+
+    uri = f"s3://{bucket}/loras"
+    one, two = pack(tmp_path / "one", signers[1], tool="1"), pack(tmp_path / "two", signers[0], tool="2")
+    S3Destination(uri, "tiny").stage(one)
+    place = S3Destination(uri, "tiny")
+    receipt = place.stage(two)
+    monkeypatch.setattr(place, "_put_siblings", killed)
+    with pytest.raises(KilledError):
+        place.release(two, receipt, packages.order_of(1))
+    publication = Publication(receipt=receipt, latest="moved", url="", load="")
+    assert state(uri, publication, tmp_path / "read", identity.public) == "valid"
+
+
+def test_who_comes_second_and_is_not_done_makes_nothing_wrong(
+    bucket: str, tmp_path: Path, signers: tuple[Signer, Signer], identity: Identity
+) -> None:
+    place = S3Destination(f"s3://{bucket}/loras", "tiny")
+    unsigned, other = pack(tmp_path / "one", None, tool="1"), pack(tmp_path / "two", signers[0], tool="2")
+    place.stage(other)
+    publication = place.release(unsigned, place.stage(unsigned), packages.order_of(1))
+    report = with_trust(REPORT, fetch(publication.receipt.location, tmp_path / "read"), Trust())
+    assert report.passed
+    assert report.not_run == {"signature": "there is none of this manifest"}
+
+
+def test_who_loses_takes_away_what_nobody_reads(
+    bucket: str, s3: S3Client, tmp_path: Path, signers: tuple[Signer, Signer]
+) -> None:
+    place = S3Destination(f"s3://{bucket}/loras", "tiny")
+    one, two = pack(tmp_path / "one", signers[0], tool="1"), pack(tmp_path / "two", signers[1], tool="2")
+    staged = [place.stage(each) for each in (one, two)]
+    for package, receipt in zip((one, two), staged, strict=True):
+        place.release(package, receipt, packages.order_of(1))
+    stem = f"loras/tiny/{one.sha12}/"
+    there = {item["Key"].removeprefix(stem) for item in s3.list_objects_v2(Bucket=bucket, Prefix=stem)["Contents"]}
+    assert there == {file.path for file in one.files} | {"manifest.json"}
 
 
 def test_who_releases_after_another_staged_brings_its_own_card_and_signature(

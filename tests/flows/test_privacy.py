@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -58,6 +59,14 @@ def kohya_file(trained: Trained, folder: Path) -> Path:
     return folder / "trained.safetensors"
 
 
+def torch_file(trained: Trained, folder: Path) -> Path:
+    """What `torch.save` keeps beside the tensors."""
+    tensors = load_file(kohya_file(trained, folder))
+    (folder / "trained.safetensors").unlink()
+    torch.save({"state_dict": tensors, "args": CONFIG | HEADER}, folder / "trained.ckpt")
+    return folder / "trained.ckpt"
+
+
 def peft_folder(trained: Trained, folder: Path) -> Path:
     shutil.copytree(trained.checkpoint, folder / "trained")
     for file in (folder / "trained").rglob("adapter_config.json"):
@@ -111,7 +120,14 @@ def from_prefect(flow_run_id: str) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-@pytest.mark.parametrize("leave", [kohya_file, pytest.param(peft_folder, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "leave",
+    [
+        kohya_file,
+        pytest.param(peft_folder, marks=pytest.mark.slow),
+        pytest.param(torch_file, marks=pytest.mark.slow),
+    ],
+)
 def test_no_secret_reaches_anything_and_no_private_place_what_is_published(
     leave: Callable[[Trained, Path], Path],
     trained: Trained,
@@ -159,7 +175,12 @@ def test_no_secret_reaches_anything_and_no_private_place_what_is_published(
         **{f"s3 {path}": data for path, data in objects(s3, bucket).items()},
         **{f"hub {path}": data for path, data in on_the_hub(hub).items()},
     }
-    assert sum(path.endswith(".sig") for path in published) == 4  # on the Hub at main and at the tag
+    signed = {path: data for path, data in published.items() if path.endswith(".sig")}
+    assert len(signed) == 4  # on the Hub at main and at the tag
+    published |= {
+        f"{path}: what it signs": base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"])
+        for path, data in signed.items()
+    }
     assert record.flow_run is not None
     said: dict[str, Any] = {f"record {path}": data.decode() for path, data in tree(records).items()}
     runs = [entry["flow_run"]["id"] for entry in map(json.loads, said.values())]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from adapterline.digests import sha256_of_bytes
 from adapterline.errors import UsageError, ValidationFailedError
-from adapterline.values import WEIGHT_NAME, ExportOptions, LineageRecord, slug
+from adapterline.values import PROVENANCE_PATH, WEIGHT_NAME, ExportOptions, LineageRecord, slug
 from tests.conftest import Trained
 from tests.hub_double.server import Hub
 from tests.hub_fixtures import WRITER
@@ -85,7 +85,9 @@ def test_images_are_published_beside_the_adapter_and_shown_in_the_card(
     files = version(tmp_path / "out", record)
     images = {image.path: image for image in record.images}
     assert len(images) == 2
-    assert set(files) == {WEIGHT_NAME, "README.md", "manifest.json", "provenance.json", *images}
+    named = {path for path in files if PROVENANCE_PATH.fullmatch(path)}
+    assert len(named) == 1
+    assert set(files) == {WEIGHT_NAME, "README.md", "manifest.json", *named, *images}
     for path, image in images.items():
         assert sha256_of_bytes(files[path]) == image.sha256
         assert path == f"images/{image.sha256[:16]}.png"

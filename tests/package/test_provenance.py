@@ -69,4 +69,4 @@ def test_its_materials_are_the_checkpoint_the_base_at_its_commit_and_the_code(ma
 
 def test_equal_manifests_have_equal_provenance(manifest: Manifest) -> None:
     again = Manifest.model_validate_json(manifest.to_bytes())
-    assert make_provenance(again) == make_provenance(manifest, manifest.to_bytes())
+    assert make_provenance(again) == make_provenance(manifest)

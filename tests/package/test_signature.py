@@ -141,8 +141,13 @@ def edit_manifest(folder: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"rank": 4', b'"rank": 8'))
 
 
+def provenance_in(folder: Path) -> Path:
+    (found,) = folder.glob("provenance-*.json")
+    return found
+
+
 def edit_provenance(folder: Path) -> None:
-    file = folder / "provenance.json"
+    file = provenance_in(folder)
     file.write_bytes(file.read_bytes().replace(b"checkpoint-7", b"checkpoint-8"))
 
 
@@ -176,10 +181,10 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (change_weights, f"^Hash mismatch: {WEIGHT_NAME}$"),
         (lambda folder: (folder / "config.py").write_text("import os"), "^Extra files found: config.py$"),
         (lambda folder: (folder / WEIGHT_NAME).unlink(), f"^Missing files: {WEIGHT_NAME}$"),
-        (lambda folder: (folder / "provenance.json").unlink(), "^Missing files: provenance.json$"),
+        (lambda folder: provenance_in(folder).unlink(), r"^Missing files: provenance-\w+\.json$"),
         (link_weights, "because it is a symlink"),
         (edit_manifest, "manifest.json is not the one that was signed"),
-        (edit_provenance, "^Hash mismatch: provenance.json$"),
+        (edit_provenance, r"^Hash mismatch: provenance-\w+\.json$"),
         (edit_payload, "made with another key, or was changed"),
         (edit_signature, "made with another key, or was changed"),
         (lambda folder: signature_in(folder).write_text("{}"), "cannot be verified"),
@@ -199,11 +204,36 @@ def test_whatever_is_changed_is_found_and_named(
     assert re.search(message, str(found.observed)), found.observed
 
 
-@pytest.mark.parametrize("name", ["README.md", "latest.json", "images/0123456789abcdef.png", ".gitattributes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("README.md", "latest.json", ".gitattributes", ".cache/huggingface/download/README.md.metadata"),
+        f"images/{hashlib.sha256(b'edited').hexdigest()[:16]}.png",
+    ],
+)
 def test_what_people_edit_or_a_destination_adds_is_not_covered(published: Path, identity: Identity, name: str) -> None:
-    (published / name).parent.mkdir(exist_ok=True)
-    (published / name).write_text("edited")
+    (published / name).parent.mkdir(parents=True, exist_ok=True)
+    (published / name).write_bytes(b"edited")
     assert checks(published, Trust(identity.public))["signature"].passed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"images/{WEIGHT_NAME}", f".cache/{WEIGHT_NAME}", f".git/a/{WEIGHT_NAME}", ".github/run.py"),
+        *("images/0123456789abcdef.png", "images/a/text"),
+    ],
+)
+def test_nothing_that_is_loaded_hides_where_nobody_signs(published: Path, identity: Identity, name: str) -> None:
+    (published / name).parent.mkdir(parents=True)
+    (published / name).write_bytes(b"hidden")
+    found = checks(published, Trust(identity.public))["signature"]
+    assert (found.passed, found.observed) == (False, f"it does not cover {name}, which must not be there")
+
+
+def test_a_link_to_the_published_folder_is_that_folder(published: Path, identity: Identity) -> None:
+    (published.parent / "newest").symlink_to(published)
+    assert checks(published.parent / "newest", Trust(identity.public))["signature"].passed
 
 
 def test_another_key_and_the_wrong_kind_of_key_are_told(
@@ -224,10 +254,11 @@ def test_a_signature_that_leaves_a_file_out_is_not_enough(tmp_path: Path, identi
     digest = hashlib.sha256(made.manifest_bytes).hexdigest()
     signer = signer_of(identity)
     (made.folder / signature_name(digest)).write_bytes(signer.sign("tiny", digest, {"manifest.json": digest}))
-    for path in (WEIGHT_NAME, "provenance.json"):  # else they are extra files
-        (made.folder / path).unlink()
+    provenance = provenance_in(made.folder)
+    for path in (made.folder / WEIGHT_NAME, provenance):  # else they are extra files
+        path.unlink()
     found = checks(made.folder, Trust(identity.public))["signature"]
-    assert found.observed == f"it does not cover {WEIGHT_NAME}, provenance.json"
+    assert found.observed == f"it does not cover {WEIGHT_NAME}, {provenance.name}"
 
 
 def test_without_a_key_a_signature_is_not_checked_rather_than_passed_unless_one_is_required(published: Path) -> None:
@@ -258,8 +289,25 @@ def test_a_manifest_taken_away_does_not_make_a_signature_disappear(published: Pa
 def test_an_edited_provenance_is_found_without_a_signature_as_well(tmp_path: Path) -> None:
     folder = pack(tmp_path / "published", None).folder
     assert checks(folder, Trust())["provenance"].passed
+    before = provenance_in(folder).read_bytes()
     edit_provenance(folder)
-    assert not checks(folder, Trust())["provenance"].passed
+    assert checks(folder, Trust())["provenance"].observed == "it does not name the checkpoint checkpoint-7"
+    provenance_in(folder).write_bytes(before.replace(WEIGHT_NAME.encode(), b"other.safetensors"))
+    assert checks(folder, Trust())["provenance"].observed == "its subjects are other files"
+    provenance_in(folder).write_bytes(b"{}")
+    assert "no in-toto statement" in str(checks(folder, Trust())["provenance"].observed)
+    provenance_in(folder).write_bytes(before)
+    edit_manifest(folder)
+    assert "is not the one that it follows from" in str(checks(folder, Trust())["provenance"].observed)
+
+
+def test_provenance_of_a_version_that_says_more_is_as_good(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "published", None).folder
+    statement = json.loads(provenance_in(folder).read_bytes())
+    statement["predicate"]["buildDefinition"]["resolvedDependencies"].append({"name": "dataset", "uri": "hf://a/b"})
+    statement["predicate"]["buildDefinition"]["externalParameters"]["more"] = 1
+    provenance_in(folder).write_text(json.dumps(statement))
+    assert checks(folder, Trust())["provenance"].passed
 
 
 # --- the key ----------------------------------------------------------------------------------------------------------
