@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterline.checkpoints import fetch, load_checkpoint
 from adapterline.errors import AdapterlineError, MachineError, UsageError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterline.package.verification import Trust
     from adapterline.sweep import SweepSummary
 
-__all__ = ["Inspection", "doctor", "export", "inspect", "notify", "promote", "prune", "sweep", "validate"]
+__all__ = ["Inspection", "doctor", "export", "inspect", "listen", "notify", "promote", "prune", "sweep", "validate"]
 
 
 def export(
@@ -105,6 +105,7 @@ def notify(checkpoint: str, *, base: str | None = None, name: str | None = None,
 
     from adapterline.events import TrainingCompleted
     from adapterline.events.training_completed import absolute
+    from adapterline.prefect_events import send
 
     run = run or TrainingRun()
     if run.finished_at is None:
@@ -114,8 +115,20 @@ def notify(checkpoint: str, *, base: str | None = None, name: str | None = None,
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}.") from error
-    _send(event.to_event())
+    send(event.to_event())
     return str(event.id)
+
+
+def listen(host: str = "127.0.0.1", port: int = 8787, sqs: Sequence[str] = (), sqs_sender: str | None = None) -> None:
+    """Receives what platforms send, until it is interrupted, and tells Prefect of the runs that ended.
+
+    Over HTTP if ADAPTERLINE_LISTEN_SECRET or `senders` are set, and from the SQS queues with these URLs; `sqs_sender`
+    is whose messages they carry, where the messages do not say it. UsageError if there is nothing to listen to.
+    """
+    from adapterline.events.listening import listen
+    from adapterline.prefect_events import Prefect
+
+    listen(Prefect(), host, port, tuple(sqs), sqs_sender)
 
 
 def doctor(to: tuple[str, ...] = ()) -> tuple[Finding, ...]:
@@ -171,30 +184,6 @@ def _prefect_findings() -> Iterator[Finding]:
             observed=f"{pool.type}, {'a worker is there' if ready else 'no worker is there'}",
             remedy="" if ready else f"prefect worker start --pool {pool.name}",
         )
-
-
-def _send(event: dict[str, Any]) -> None:
-    """One event, over HTTP: unlike `prefect.events.emit_event` it says whether it arrived."""
-    import httpx
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
-        raise MachineError(
-            "PREFECT_API_URL is not set: nobody would be told.",
-            expected="the URL of the Prefect server that the deployment is on",
-            remedy="Set PREFECT_API_URL, or use a Prefect profile.",
-        )
-    try:
-        with get_client(sync_client=True) as client:
-            client.request("POST", "/events", json=[event]).raise_for_status()
-    except httpx.HTTPError as error:
-        raise MachineError(
-            f"The event was not taken by {PREFECT_API_URL.value()}: {str(error).splitlines()[0][:200]}.",
-            expected="a Prefect server",
-            remedy="Check PREFECT_API_URL and the server, then notify again: it is the same event.",
-            transient=True,
-        ) from error
 
 
 @contextlib.contextmanager

@@ -403,6 +403,34 @@ def notify(
 
 
 @app.command
+def listen(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8787,
+    sqs: Annotated[list[str] | None, Parameter(negative="")] = None,
+    sqs_sender: str | None = None,
+) -> None:
+    """Receive what platforms send when a training run ends, and tell Prefect: over HTTP, and from SQS queues.
+
+    Parameters
+    ----------
+    host
+        The address to listen at.
+    port
+        And the port.
+    sqs
+        The URL of a queue to consume, as often as needed.
+    sqs_sender
+        Whose messages the queues carry. Default: each message says it.
+    """
+    from adapterline import api
+
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("adapterline.listen").setLevel(logging.INFO)
+    api.listen(host, port, sqs or (), sqs_sender)
+
+
+@app.command
 def doctor(*, to: Annotated[list[str] | None, Parameter(negative="")] = None, json: Json = False) -> None:
     """Try everything that an export needs here, and say what to do about what is missing.
 

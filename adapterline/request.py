@@ -17,7 +17,7 @@ from adapterline.values import Order, Source, TrainingRun, check_name, make_name
 _GENERIC = re.compile(
     r"pytorch_lora_weights|adapter_model|model|lora|weights|checkpoint-\d+|out|output|final|unet|transformer"
 )
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar.gz", ".tgz", ".tar")
 
 
 def name_of(name: str | None, checkpoint: str) -> str:

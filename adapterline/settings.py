@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from adapterline.errors import UsageError
+from adapterline.events.sender import Sender
 
 # What git allows and what no address has to quote: https://git-scm.com/docs/git-check-ref-format
 _BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9]([\w./-]{0,98}[A-Za-z0-9_-])?", re.ASCII)
@@ -62,6 +63,8 @@ class Settings(BaseSettings):
     quiet_seconds: float = Field(600, ge=0, description="a run without _SUCCESS is finished after so long in silence")
     incomplete_tries: int = Field(12, ge=0, description="how often a deployed run waits for a checkpoint to be whole")
     incomplete_seconds: float = Field(300, gt=0, description="and how long each time")
+    listen_secret: SecretStr | None = Field(None, description="what senders show to `adapterline listen`")
+    senders: dict[str, Sender] = Field(default_factory=dict, description="platforms that `listen` does not know itself")
     s3_addressing: Literal["path", "virtual", "auto"] | None = Field(
         None, description="of buckets: endpoint/bucket or bucket.endpoint; without it, as the profile says"
     )

@@ -46,6 +46,8 @@ REASONS = {
     "make": "CI runs the targets themselves",
     "runs until it is stopped": "a server or a worker",
 }
+#: Pages whose commands are started as a user starts them: this one for what a user sees, that one to be killed.
+COLD = ("README.md", "listen.md")
 BUCKET = "adapters"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->\n\Z")
@@ -169,7 +171,7 @@ def test_every_command_does_what_the_page_shows(page: Path, tmp_path: Path, requ
         return
     shutil.copytree(request.getfixturevalue("demo"), tmp_path / "demo")
     shutil.copytree(ROOT / "infra", tmp_path / "infra")
-    environment = request.getfixturevalue("environment" if page.name == "README.md" else "warm")
+    environment = request.getfixturevalue("environment" if page.name in COLD else "warm")
     commands = list(commands_of(blocks_of(page), tmp_path))
     for index, (command, (output, status)) in enumerate(
         zip(commands, _run(commands, tmp_path, environment), strict=True)
@@ -280,6 +282,10 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         ("validate", "validate"),
         ("promote", "retention"),
         ("prune", "retention"),
+        ("sweep", "sweep"),
+        ("notify", "events"),
+        ("listen", "listen"),
+        ("doctor", "doctor"),
         ("demo", "quickstart"),
     ],
 )
@@ -298,6 +304,7 @@ def test_every_command_is_tried_above() -> None:
         "validate",
         "sweep",
         "notify",
+        "listen",
         "doctor",
         "promote",
         "prune",

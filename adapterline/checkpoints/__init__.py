@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterline.checkpoints.archives import is_archive, unpack
 from adapterline.checkpoints.containers import open_container
 from adapterline.checkpoints.containers.base import Contents, Wish
 from adapterline.checkpoints.containers.files import reading
@@ -41,11 +42,14 @@ def load_checkpoint(
 ) -> Source:
     """Opens the checkpoint at `uri`: a path, `s3://bucket/key-or-prefix`, or `hf://org/name[@revision][/path]`.
 
-    What is remote is fetched into `folder`, which must outlive the source. Every file that is read is hashed.
+    What is remote is fetched into `folder`, which must outlive the source, and a tar archive is unpacked there. Every
+    file that is read is hashed.
     `dialect_of` decides the dialect; by default the only one that reads all of it.
     CheckpointError (transient where another try may help) if it cannot be read or is of no known kind.
     """
     path = fetch(uri, folder)
+    if is_archive(path):
+        path = unpack(path, folder / "unpacked", is_wanted)
     contents = open_container(path, Wish(step=options.step, weights=options.weights))
     return _source(uri, path, _with_config(contents, options), dialect_of)
 

@@ -75,14 +75,7 @@ class FoundRun:
         """What it says of itself; CheckpointError if that cannot be understood."""
         if not any(file.path == DESCRIPTOR for file in self.files):
             return Descriptor()
-        try:
-            return Descriptor.model_validate_json(_read(f"{self.uri}/{DESCRIPTOR}"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{DESCRIPTOR} of {self.uri} cannot be understood: {str(error).splitlines()[0]}.",
-                expected='{"name": ..., "base": ..., "run": {"run_id": ..., ...}}',
-                remedy="Correct it, or remove it.",
-            ) from error
+        return describe(self.uri)
 
     def _sha256(self, file: FoundFile) -> str:
         path = Path(self.uri)
@@ -90,6 +83,23 @@ class FoundRun:
             return sha256_of_file(path / file.path if path.is_dir() else path)
         except OSError as error:
             raise from_os_error(error, f"Reading {file.path} of {self.uri}", otherwise=CheckpointError) from error
+
+
+def describe(uri: str) -> Descriptor:
+    """What the run at `uri` says of itself; an empty descriptor if nothing.
+
+    CheckpointError (transient if a server is not reached) if it cannot be read, or understood.
+    """
+    if not (text := _read(f"{uri.rstrip('/')}/{DESCRIPTOR}")):
+        return Descriptor()
+    try:
+        return Descriptor.model_validate_json(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{DESCRIPTOR} of {uri} cannot be understood: {str(error).splitlines()[0]}.",
+            expected='{"name": ..., "base": ..., "run": {"run_id": ..., ...}}',
+            remedy="Correct it, or remove it.",
+        ) from error
 
 
 def find_runs(root: str) -> Iterator[FoundRun]:
@@ -146,9 +156,12 @@ def _in_s3(root: str) -> Iterator[FoundRun]:
 
 
 def _read(uri: str) -> bytes:
+    """The content of a file or an object; of one that is not there none."""
     if not uri.startswith("s3://"):
         try:
             return Path(uri).read_bytes()
+        except FileNotFoundError:
+            return b""
         except OSError as error:
             raise from_os_error(error, f"Reading {uri}", otherwise=CheckpointError) from error
     from adapterline.s3 import get_object, make_client, parse_s3_uri, s3_errors

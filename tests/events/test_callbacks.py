@@ -18,7 +18,7 @@ Sent = list[dict[str, Any]]
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     """The events, instead of sending them; that they arrive is tested with a server, in `tests/deployments`."""
     events: Sent = []
-    monkeypatch.setattr("adapterline.api._send", events.append)
+    monkeypatch.setattr("adapterline.prefect_events.send", events.append)
     return events
 
 
