@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapterline.api import doctor, export, inspect, listen, notify, promote, prune, sweep, validate
+    from adapterline.api import audit, doctor, export, inspect, listen, notify, promote, prune, sweep, validate
 
-__all__ = ["doctor", "export", "inspect", "listen", "notify", "promote", "prune", "sweep", "validate"]
+__all__ = ["audit", "doctor", "export", "inspect", "listen", "notify", "promote", "prune", "sweep", "validate"]
 
 
 def __getattr__(name: str) -> Any:

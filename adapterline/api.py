@@ -15,11 +15,24 @@ from adapterline.inspection import Inspection, inspect
 from adapterline.values import ExportOptions, LineageRecord, Promotion, Pruning, TrainingRun, ValidationReport
 
 if TYPE_CHECKING:
-    from adapterline.doctor import Finding
+    from adapterline.audits import AuditReport
+    from adapterline.checkup import Finding
     from adapterline.package.verification import Trust
-    from adapterline.sweep import SweepSummary
+    from adapterline.sweeps import SweepSummary
 
-__all__ = ["Inspection", "doctor", "export", "inspect", "listen", "notify", "promote", "prune", "sweep", "validate"]
+__all__ = [
+    "Inspection",
+    "audit",
+    "doctor",
+    "export",
+    "inspect",
+    "listen",
+    "notify",
+    "promote",
+    "prune",
+    "sweep",
+    "validate",
+]
 
 
 def export(
@@ -132,8 +145,8 @@ def listen(host: str = "127.0.0.1", port: int = 8787, sqs: Sequence[str] = (), s
 
 
 def doctor(to: tuple[str, ...] = ()) -> tuple[Finding, ...]:
-    """Tries everything that an export to these destinations needs, and the Prefect server; see `adapterline.doctor`."""
-    from adapterline.doctor import examine
+    """Tries what an export to these destinations needs, and the Prefect server; see `adapterline.checkup`."""
+    from adapterline.checkup import examine
 
     return (*examine(to), *_prefect_findings())
 
@@ -144,7 +157,7 @@ def _prefect_findings() -> Iterator[Finding]:
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
     from prefect.settings import PREFECT_API_URL
 
-    from adapterline.doctor import Finding
+    from adapterline.checkup import Finding
 
     if not (url := PREFECT_API_URL.value()):
         yield Finding(
@@ -202,6 +215,35 @@ def _api_errors() -> Iterator[None]:
                 transient=True,
             ) from error
         raise
+
+
+def audit(
+    names: tuple[str, ...] = (),
+    to: tuple[str, ...] = (),
+    *,
+    sample: int | None = None,
+    base: str | None = None,
+    trust: Trust | None = None,
+) -> AuditReport:
+    """Runs the flow `audit-published` in this process; see `flows.audit.audit_published`.
+
+    AuditFailedError, which has the report, if anything is not as it was published; MachineError if there is no Prefect
+    API to be had.
+    """
+    from adapterline.package.verification import Trust
+    from flows.audit import audit_published
+
+    trust = trust or Trust()
+    with _api_errors():
+        return audit_published(
+            names=names,
+            to=to,
+            sample=sample,
+            base=base,
+            public_key=str(trust.public_key) if trust.public_key else None,
+            certificate_chain=tuple(map(str, trust.certificate_chain)),
+            require_signature=trust.required,
+        )
 
 
 def promote(name: str, version: str, alias: str, to: Sequence[str], expect: str | None = None) -> Promotion:

@@ -344,6 +344,52 @@ def sweep(
 
 
 @app.command
+def audit(
+    *names: str,
+    to: Annotated[list[str] | None, Parameter(negative="")] = None,
+    sample: int | None = None,
+    base: str | None = None,
+    public_key: Path | None = None,
+    certificate_chain: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    require_signature: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Read again what is published, and compare it with what was published: bytes, record, signature, effect.
+
+    Parameters
+    ----------
+    names
+        Patterns of names, team-a-*. Default: all that the records know.
+    to
+        The destinations to look at, as often as needed. Default: all that the records know.
+    sample
+        How many versions to read besides those that an alias points to. Default: all.
+    base
+        Where the base is neither shipped nor on the Hub: a diffusers pipeline folder.
+    public_key
+        Of the signer, to check signatures with: a PEM file.
+    certificate_chain
+        Certificates that vouch for the signer's, in PEM, as often as needed.
+    require_signature
+        A version without a signature that could be checked has drifted.
+    """
+    from adapterline import api
+    from adapterline.errors import AuditFailedError
+    from adapterline.package.verification import Trust
+    from adapterline.texts import audit_text
+
+    _prepare_prefect(show_steps=sys.stderr.isatty())
+    trust = Trust(public_key, tuple(certificate_chain or ()), require_signature)
+    try:
+        report, failure = api.audit(names, tuple(to or ()), sample=sample, base=base, trust=trust), None
+    except AuditFailedError as error:
+        report, failure = error.report, error
+    _print(report.model_dump(mode="json") | {"counts": report.counts}, lambda: audit_text(report), json)
+    if failure:
+        _fail(failure, as_json=False)
+
+
+@app.command
 def notify(
     *,
     checkpoint: str,

@@ -10,6 +10,7 @@
     │   ├── FamilyError                 the base, or the pair of base and checkpoint, is not supported
     │   └── ConversionError             its effect cannot be carried exactly by what was asked for
     ├── ValidationFailedError       4   the exported file does not do what was trained; has the whole report
+    ├── AuditFailedError            4   something published is not what was published; has the whole report
     ├── PublishError                5   a destination is unreachable, forbids, fails or holds something else
     └── MachineError                6   this machine: disk full, no Prefect API, a missing program
 
@@ -23,7 +24,8 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from adapterline.sweep import SweepSummary
+    from adapterline.audits import AuditReport
+    from adapterline.sweeps import SweepSummary
     from adapterline.values import ValidationReport
 
 
@@ -92,6 +94,16 @@ class ValidationFailedError(AdapterlineError):
     exit_code = 4
 
     def __init__(self, found: str, *, report: ValidationReport, expected: str = "", remedy: str = "") -> None:
+        super().__init__(found, expected=expected, remedy=remedy)
+        self.report = report
+
+
+class AuditFailedError(AdapterlineError):
+    """Something that was published is not there as it was published, or could not be looked at. See `report`."""
+
+    exit_code = 4
+
+    def __init__(self, found: str, *, report: AuditReport, expected: str = "", remedy: str = "") -> None:
         super().__init__(found, expected=expected, remedy=remedy)
         self.report = report
 

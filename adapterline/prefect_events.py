@@ -8,14 +8,20 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterline.errors import AdapterlineError, MachineError
 from adapterline.events import TrainingCompleted
-from adapterline.sweep.runs import Descriptor, describe
+from adapterline.sweeps.runs import Descriptor, describe
+
+if TYPE_CHECKING:
+    from adapterline.audits import AuditedVersion
+    from adapterline.values import LineageRecord
 
 #: A message of a platform could not be understood; an automation may alert on it.
 NOT_UNDERSTOOD: Final = "training.run.not-understood"
+#: A published version is not what was published, or cannot be read.
+DRIFTED: Final = "adapter.drifted"
 _JOB = "adapterline-job-"  # of variables: the last checkpoint of each job of a trainer whose end names none
 _FORGOTTEN = timedelta(days=30)
 log = logging.getLogger("adapterline.listen")
@@ -27,6 +33,71 @@ def send(event: dict[str, Any]) -> None:
 
     with _server_errors("The event was not taken by"), get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event]).raise_for_status()
+
+
+def told(record: LineageRecord) -> None:
+    """Tells Prefect what became of an export: `adapter.exported`, `adapter.refused`, `adapter.failed`, ...
+
+    A server that this process started for itself is not told: it ends with it.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        return
+    manifest = record.manifest
+    version = f".{manifest.digest[:12]}" if manifest else ""
+    _tell(
+        {
+            "id": str(uuid.uuid4()),
+            "event": f"adapter.{record.outcome}",
+            "occurred": datetime.now(UTC).isoformat(),
+            "resource": {
+                "prefect.resource.id": f"adapterline.adapter.{record.name or 'unnamed'}{version}",
+                "prefect.resource.name": record.name or "unnamed",
+            },
+            "related": [
+                {"prefect.resource.id": f"prefect.flow-run.{record.flow_run.id}", "prefect.resource.role": "flow-run"}
+            ]
+            if record.flow_run
+            else [],
+            "payload": {
+                "record": record.id,
+                "outcome": record.outcome,
+                "name": record.name,
+                "checkpoint": record.checkpoint,
+                "run_id": record.run.run_id if record.run else None,
+                "digest": manifest.digest if manifest else None,
+                "family": manifest.family if manifest else None,
+                "published": [each.url for each in record.publications],
+                "error": record.error_type,
+                "message": record.error,
+            },
+        }
+    )
+
+
+def drifted(version: AuditedVersion) -> None:
+    """Tells Prefect what an audit found wrong with a version. That nobody could be told is only logged."""
+    _tell(
+        {
+            "id": str(uuid.uuid4()),
+            "event": DRIFTED,
+            "occurred": datetime.now(UTC).isoformat(),
+            "resource": {
+                "prefect.resource.id": f"adapterline.adapter.{version.name}.{version.digest[:12]}",
+                "prefect.resource.name": f"{version.name} {version.digest[:12]}",
+            },
+            "related": [],
+            "payload": version.model_dump(mode="json"),
+        }
+    )
+
+
+def _tell(event: dict[str, Any]) -> None:
+    try:
+        send(event)
+    except MachineError as unreached:
+        log.warning("%s", unreached)
 
 
 class Prefect:
@@ -42,19 +113,16 @@ class Prefect:
 
     def refused(self, sender: str, error: AdapterlineError, message: str) -> None:
         """Tells of a message that could not be understood. That nobody could be told of it is only logged."""
-        try:
-            send(
-                {
-                    "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"adapterline/{NOT_UNDERSTOOD}/{sender}/{message}")),
-                    "event": NOT_UNDERSTOOD,
-                    "occurred": datetime.now(UTC).isoformat(),
-                    "resource": {"prefect.resource.id": f"adapterline.listener.{sender}"},
-                    "related": [],
-                    "payload": {"sender": sender, "error": type(error).__name__, "message": str(error)[:2000]},
-                }
-            )
-        except MachineError as unreached:
-            log.warning("%s", unreached)
+        _tell(
+            {
+                "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"adapterline/{NOT_UNDERSTOOD}/{sender}/{message}")),
+                "event": NOT_UNDERSTOOD,
+                "occurred": datetime.now(UTC).isoformat(),
+                "resource": {"prefect.resource.id": f"adapterline.listener.{sender}"},
+                "related": [],
+                "payload": {"sender": sender, "error": type(error).__name__, "message": str(error)[:2000]},
+            }
+        )
 
     def remember(self, job: str, checkpoint: str) -> None:
         """Keeps the last checkpoint of a job."""

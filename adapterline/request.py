@@ -22,6 +22,12 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar.gz", ".tgz", 
 
 def name_of(name: str | None, checkpoint: str) -> str:
     """The given name, or the checkpoint's file or folder stem made a name. UsageError if it cannot be used."""
+    if not checkpoint.strip():
+        raise UsageError(
+            "No checkpoint was named.",
+            expected="a path, s3://bucket/key or hf://org/name",
+            remedy="Whoever sent the event has to say where the checkpoint is.",
+        )
     if name is not None:
         return check_name(name)
     parts = [part for part in checkpoint.partition("://")[2].split("/") or [] if part] or [

@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     quiet_seconds: float = Field(600, ge=0, description="a run without _SUCCESS is finished after so long in silence")
     incomplete_tries: int = Field(12, ge=0, description="how often a deployed run waits for a checkpoint to be whole")
     incomplete_seconds: float = Field(300, gt=0, description="and how long each time")
+    crashes: int = Field(3, ge=0, le=20, description="how often a deployed run that crashed is started again")
+    crash_seconds: float = Field(30, ge=0, description="the first pause before it; each further one is twice as long")
     listen_secret: SecretStr | None = Field(None, description="what senders show to `adapterline listen`")
     senders: dict[str, Sender] = Field(default_factory=dict, description="platforms that `listen` does not know itself")
     s3_addressing: Literal["path", "virtual", "auto"] | None = Field(

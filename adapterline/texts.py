@@ -10,9 +10,10 @@ from adapterline.families.aliases import shipped_for
 from adapterline.package.card import snippets
 
 if TYPE_CHECKING:
-    from adapterline.doctor import Finding
+    from adapterline.audits import AuditReport
+    from adapterline.checkup import Finding
     from adapterline.inspection import Inspection
-    from adapterline.sweep import SweepSummary
+    from adapterline.sweeps import SweepSummary
     from adapterline.values import Check, LineageRecord, Promotion, Pruned, Pruning, ValidationReport
 
 
@@ -86,6 +87,16 @@ def sweep_text(summary: SweepSummary) -> str:
             version = f" {item.name} {item.digest[:12]}" if item.digest else ""
             lines.append(f"  {item.outcome:<10} {item.checkpoint}{at}{version}" + (f": {item.why}" if item.why else ""))
     return "\n".join([summary.line(), *lines])
+
+
+def audit_text(report: AuditReport) -> str:
+    """The counts, and every version that is not whole a line."""
+    lines = []
+    for version in report.versions:
+        if version.state != "whole":
+            where = f"{version.name} {version.digest[:12]} at {version.destination}"
+            lines.append(f"  {version.state:<10} {where}: {'; '.join(version.found)}")
+    return "\n".join([report.line(), *lines])
 
 
 def doctor_text(findings: Sequence[Finding]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import line, proof, publish, serialize
+from benchmarks import latency, line, proof, publish, serialize
 
-BENCHMARKS = (serialize, line, proof, publish)
+BENCHMARKS = (serialize, line, proof, publish, latency)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

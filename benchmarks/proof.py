@@ -42,7 +42,8 @@ def main() -> None:
 
 
 def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet).stdout
 
 
 def _base(alias: str, folder: Path, times: int) -> Path:

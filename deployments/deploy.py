@@ -11,11 +11,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import yaml
 from cyclopts import App, Parameter
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+
+from deployments.automations import HEARTBEAT, apply, automations
 
 HERE = Path(__file__).parent
 POOL = "adapterline"
@@ -33,6 +39,9 @@ def deploy(
     pool_type: Literal["process", "docker", "kubernetes"] = "process",
     concurrency: int = 2,
     timezone: str = "UTC",
+    notify: str | None = None,
+    secret: Annotated[list[str] | None, Parameter(negative="")] = None,
+    env: Annotated[list[str] | None, Parameter(negative="")] = None,
 ) -> None:
     """Deploy to the Prefect server of PREFECT_API_URL.
 
@@ -50,31 +59,71 @@ def deploy(
         How many exports run at once.
     timezone
         Of the nightly sweep, as of the IANA database.
+    notify
+        A notification block, slack-webhook/team: who is told what goes wrong. Default: nobody, there are events alone.
+    secret
+        A variable of the runs, and the Secret block that has its value, HF_TOKEN=hub-token; as often as needed.
+    env
+        A variable of the runs and its value, ADAPTERLINE_RECORDS=s3://bucket/records; as often as needed.
     """
-    document = filled(to, root, name or [], timezone)
+    variables = _variables(env or ()) | {
+        variable: f"{{{{ prefect.blocks.secret.{block} }}}}" for variable, block in _variables(secret or ()).items()
+    }
+    document = filled(to, root, name or [], timezone, variables)
     _create_pool(pool_type, concurrency)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prefect.yaml")
         file.write_text(yaml.safe_dump(document, sort_keys=False))
         _prefect("deploy", "--all", "--prefect-file", str(file))
+    with get_client(sync_client=True) as client:
+        apply(client, automations(_block(client, notify) if notify else None))
 
 
-def filled(to: list[str], roots: list[str], names: list[str], timezone: str) -> dict[str, Any]:
+def filled(
+    to: list[str], roots: list[str], names: list[str], timezone: str, variables: dict[str, str]
+) -> dict[str, Any]:
     """The content of `prefect.yaml` with what is this installation's own."""
     document: dict[str, Any] = yaml.safe_load((HERE / "prefect.yaml").read_text())
     document.pop("definitions")  # aliases, by now resolved
-    environment = {"ADAPTERLINE_ALLOWED_ROOTS": ",".join(roots), "ADAPTERLINE_ALLOWED_NAMES": ",".join(names)}
+    environment = {
+        "ADAPTERLINE_ALLOWED_ROOTS": ",".join(roots),
+        "ADAPTERLINE_ALLOWED_NAMES": ",".join(names),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
+        **variables,
+    }
     for deployment in document["deployments"]:
-        parameters = deployment["parameters"]
+        parameters = deployment.setdefault("parameters", {})
         if "to" in parameters:
             parameters["to"] = to
         if "roots" in parameters:
             parameters["roots"] = roots
         for schedule in deployment.get("schedules", ()):
             schedule["timezone"] = timezone
-        variables = deployment["work_pool"].setdefault("job_variables", {})
-        variables["env"] = {**variables.get("env", {}), **environment}
+        job = deployment["work_pool"].setdefault("job_variables", {})
+        job["env"] = {**job.get("env", {}), **environment}
     return document
+
+
+def _variables(given: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name.isidentifier():
+            print(f"error: {each!r} is no variable with a value, NAME=value.", file=sys.stderr)
+            sys.exit(2)
+        found[name] = value
+    return found
+
+
+def _block(client: SyncPrefectClient, slug: str) -> UUID:
+    kind, _, name = slug.partition("/")
+    try:
+        return client.read_block_document_by_name(name, kind).id
+    except ObjectNotFound:
+        print(
+            f"error: There is no block {slug!r}. Expected type/name, as `prefect block ls` shows it.", file=sys.stderr
+        )
+        sys.exit(2)
 
 
 def _create_pool(kind: str, concurrency: int) -> None:

@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from adapterline.errors import AdapterlineError, CheckpointIncompleteError, SweepFailedError, UsageError
 from adapterline.settings import Settings
-from adapterline.sweep import (
+from adapterline.sweeps import (
     FoundRun,
     Outcome,
     SweepItem,
@@ -45,7 +45,7 @@ def export_nightly(
     steps: str = "final",
     deployment: str | None = None,
 ) -> SweepSummary:
-    """Exports what lies under `roots` and is finished; see `adapterline.sweep`. A root that cannot be listed is a bug.
+    """Exports what lies under `roots` and is finished; see `adapterline.sweeps`. A root that cannot be listed is a bug.
 
     It goes on past what is refused and what fails. SweepFailedError, after the summary is made, if anything failed.
     `deployment` ("export-adapter/on-completion") runs each export as a run of it, wherever its work pool is.

@@ -18,7 +18,7 @@ from prefect.deployments import run_deployment
 from adapterline import errors
 from adapterline.errors import AdapterlineError, CheckpointIncompleteError, RefusedError, UsageError
 from adapterline.request import name_of
-from adapterline.sweep import FoundRun, SweepItem
+from adapterline.sweeps import FoundRun, SweepItem
 from adapterline.values import FORMAT_VERSION, ExportOptions, LineageRecord, digest_of
 from tasks.policy import TAGS, say
 

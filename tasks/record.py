@@ -7,6 +7,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from adapterline.lineage.records import open_records
 from adapterline.package.card import snippets
+from adapterline.prefect_events import told
 from adapterline.settings import Settings
 from adapterline.values import LineageRecord, slug
 from tasks.policy import IN_PROCESS, TAGS, say
@@ -18,6 +19,7 @@ def record(entry: LineageRecord) -> LineageRecord:
     where = open_records(Settings().records).append(entry)
     if entry.manifest is not None and entry.outcome in ("exported", "validated"):
         _create_artifacts(entry)
+    told(entry)
     say(f"record: {entry.outcome}, {where}")
     return entry
 

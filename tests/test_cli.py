@@ -23,8 +23,8 @@ from adapterline.cli import main
 from adapterline.seaweedfs import SeaweedFS
 from adapterline.values import WEIGHT_NAME, LineageRecord
 from tests.conftest import Trained
-from tests.prefect_fixtures import free_port
 from tests.s3_fixtures import READER
+from tests.servers import free_port
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         ("promote", "retention"),
         ("prune", "retention"),
         ("sweep", "sweep"),
+        ("audit", "audit"),
         ("notify", "events"),
         ("listen", "listen"),
         ("doctor", "doctor"),
@@ -295,6 +296,16 @@ def test_every_option_is_explained(command: str, page: str) -> None:
         assert re.search(rf"`{option}(?![\w-])", text), f"{option} of adapterline {command} is not in {page}.md"
 
 
+def test_every_option_of_deploy_is_explained() -> None:
+    from deployments.deploy import app
+
+    text = (DOCS / "events.md").read_text()
+    options = [name for argument in app.assemble_argument_collection() for name in argument.names]
+    assert "--to" in options
+    for option in options:
+        assert re.search(rf"`{option}(?![\w-])", text), f"{option} of deploy is not in events.md"
+
+
 def test_every_command_is_tried_above() -> None:
     from adapterline.cli import app
 
@@ -303,6 +314,7 @@ def test_every_command_is_tried_above() -> None:
         "inspect",
         "validate",
         "sweep",
+        "audit",
         "notify",
         "listen",
         "doctor",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterline import api
-from adapterline.doctor import Finding, examine
+from adapterline.checkup import Finding, examine
 
 Of = Callable[[str], Finding]
 
@@ -31,10 +31,10 @@ def test_a_good_machine_has_nothing_that_failed(records: Path, tmp_path: Path) -
 
 
 def test_a_library_out_of_its_range_is_found(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
-    import adapterline.doctor
+    import adapterline.checkup
 
-    installed = adapterline.doctor.version
-    monkeypatch.setattr("adapterline.doctor.version", lambda name: "0.155" if name == "fastapi" else installed(name))
+    installed = adapterline.checkup.version
+    monkeypatch.setattr("adapterline.checkup.version", lambda name: "0.155" if name == "fastapi" else installed(name))
     found = of("fastapi")
     assert found.status == "failed"
     assert "<0.151" in found.observed

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class RecordStore(Protocol):
 
     def find(self, key: str) -> LineageRecord | None:
         """The newest successful export of this key, or None."""
+        ...
+
+    def all(self) -> Iterator[LineageRecord]:
+        """Every record that this version of adapterline reads, in no order that means anything."""
         ...
 
 
@@ -66,6 +70,15 @@ class FolderRecords:
         except OSError as error:
             raise from_os_error(error, f"Reading the records in {self._root}") from error
 
+    def all(self) -> Iterator[LineageRecord]:
+        """See `RecordStore.all`."""
+        try:
+            for path in sorted(self._root.glob("*/*.json")):
+                if (record := _parsed(path.read_bytes())) is not None:
+                    yield record
+        except OSError as error:
+            raise from_os_error(error, f"Reading the records in {self._root}") from error
+
 
 class S3Records:
     """Records under an S3 prefix."""
@@ -99,19 +112,34 @@ class S3Records:
                 self._client.get_object(Bucket=self._bucket, Key=found)["Body"].read() for found in keys
             )
 
+    def all(self) -> Iterator[LineageRecord]:
+        """See `RecordStore.all`."""
+        with s3_errors(f"Reading the records in {self._uri}", MachineError):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._key(""))
+            for key in (item["Key"] for page in pages for item in page.get("Contents", [])):
+                if key.endswith(".json"):
+                    text = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                    if (record := _parsed(text)) is not None:
+                        yield record
+
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
 
 def _first_export(texts: Iterable[bytes]) -> LineageRecord | None:
     for text in texts:
-        try:
-            record = LineageRecord.model_validate_json(text)
-        except ValueError:
-            continue  # of a later version: it is not ours to judge
-        if record.outcome == "exported":
+        record = _parsed(text)
+        if record is not None and record.outcome == "exported":
             return record
     return None
+
+
+def _parsed(text: bytes) -> LineageRecord | None:
+    """None for a record of a later version: it is not ours to judge."""
+    try:
+        return LineageRecord.model_validate_json(text)
+    except ValueError:
+        return None
 
 
 def _path_of(record: LineageRecord) -> str:

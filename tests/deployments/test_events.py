@@ -2,106 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
 
 import httpx
 import pytest
 
 import adapterline
-from adapterline.values import LineageRecord, TrainingRun, slug
+from adapterline.values import TrainingRun, slug
 from tests.conftest import Trained
-
-ROOT = Path(__file__).parents[2]
-_PATIENCE = 120  # seconds
-T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T | None], what: str) -> T:
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"no {what} in {_PATIENCE} s")
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """The deployment on the session's server, with a worker that takes its runs."""
-
-    api: str
-    home: Path
-
-    @property
-    def out(self) -> Path:
-        return self.home / "published"
-
-    @property
-    def runs_root(self) -> Path:
-        return self.home / "runs"
-
-    def post(self, path: str, body: Any) -> Any:
-        answer = httpx.post(f"{self.api}{path}", json=body, timeout=60).raise_for_status()
-        return answer.json() if answer.content else None
-
-    def runs(self, checkpoint: str) -> list[dict[str, Any]]:
-        """The runs of this checkpoint, the oldest first."""
-        found = self.post("/flow_runs/filter", {"sort": "START_TIME_ASC", "limit": 200})
-        return [run for run in found if run["parameters"].get("checkpoint") == checkpoint]
-
-    def ended(self, checkpoint: str, count: int = 1) -> list[dict[str, Any]]:
-        def look() -> list[dict[str, Any]] | None:
-            runs = [r for r in self.runs(checkpoint) if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
-            return runs if len(runs) >= count else None
-
-        return eventually(look, f"{count} ended runs of {checkpoint}")
-
-    def records(self, checkpoint: str) -> list[LineageRecord]:
-        files = sorted((self.home / "records").rglob("*.json"), key=lambda file: file.name)
-        found = [LineageRecord.model_validate_json(file.read_bytes()) for file in files]
-        return [record for record in found if record.checkpoint == checkpoint]
-
-
-@pytest.fixture(scope="module")
-def deployed(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    home = tmp_path_factory.mktemp("deployed")
-    (home / "runs").mkdir()
-    ours = {
-        "ADAPTERLINE_RECORDS": str(home / "records"),
-        "ADAPTERLINE_SCRATCH": str(home / "scratch"),
-        "ADAPTERLINE_INCOMPLETE_SECONDS": "1",
-        "ADAPTERLINE_INCOMPLETE_TRIES": "30",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    environment = os.environ | ours
-    places = ["--to", str(home / "published"), "--root", str(home / "runs"), "--name", "team-a-*"]
-    for _ in range(2):  # the second one changes nothing
-        subprocess.run([sys.executable, "-m", "deployments.deploy", *places], cwd=ROOT, env=environment, check=True)
-    with (home / "worker.log").open("wb") as log:
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "adapterline", "--type", "process"]
-        worker = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log)
-        try:
-            yield Deployed(prefect_api, home)
-        finally:
-            worker.terminate()
-            try:
-                worker.wait(60)
-            finally:
-                worker.kill()  # after a failed test it may wait for a run that waits
-                worker.wait()
-
-
-def copied(deployed: Deployed, trained: Trained, name: str) -> Path:
-    return Path(shutil.copytree(trained.checkpoint, deployed.runs_root / name))
+from tests.deployed import Deployed, copied, eventually
 
 
 def test_deploying_again_leaves_one_automation_and_one_pool(deployed: Deployed) -> None:

@@ -24,7 +24,7 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.prefect_fixtures import free_port
+from tests.servers import free_port
 
 PAYLOADS = Path(__file__).parent / "payloads"
 SECRET, OWN = "the-secret-of-all", "the-secret-of-acme"

@@ -17,7 +17,7 @@ from adapterline.events.sender import Sender
 from adapterline.events.translators import TRANSLATORS, recognize, translator_of, unwrapped
 from adapterline.events.translators.base import moment
 from adapterline.settings import Settings
-from adapterline.sweep.runs import Descriptor
+from adapterline.sweeps.runs import Descriptor
 from adapterline.values import TrainingRun
 
 PAYLOADS = Path(__file__).parent / "payloads"

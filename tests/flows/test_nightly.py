@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapterline.errors import SweepFailedError, UsageError
-from adapterline.sweep import SweepSummary, summary_markdown
+from adapterline.sweeps import SweepSummary, summary_markdown
 from adapterline.values import LineageRecord
 from tests.conftest import Trained
 

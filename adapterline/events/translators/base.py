@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from adapterline.errors import EventError, UsageError
 from adapterline.events.training_completed import TrainingCompleted
-from adapterline.sweep.runs import Descriptor
+from adapterline.sweeps.runs import Descriptor
 from adapterline.values import TrainingRun
 
 Found = TypeVar("Found")

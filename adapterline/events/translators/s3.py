@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 
 from adapterline.events.training_completed import TrainingCompleted
 from adapterline.events.translators.base import Surroundings, completed, get, moment, needed
-from adapterline.sweep.runs import MARKER
+from adapterline.sweeps.runs import MARKER
 from adapterline.values import TrainingRun
 
 _SENDER = "S3"

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from adapterline.checkpoints.containers.training_folder import save_named
 from adapterline.errors import UsageError
-from adapterline.sweep.runs import FoundRun
+from adapterline.sweeps.runs import FoundRun
 
 #: `final`, `all` or `every:N`.
 Steps = str

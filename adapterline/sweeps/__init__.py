@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from adapterline.sweep.runs import FoundRun, find_runs
-from adapterline.sweep.steps import Steps, check_steps, steps_of
-from adapterline.sweep.summary import Outcome, SweepItem, SweepSummary, summary_markdown
+from adapterline.sweeps.runs import FoundRun, find_runs
+from adapterline.sweeps.steps import Steps, check_steps, steps_of
+from adapterline.sweeps.summary import Outcome, SweepItem, SweepSummary, summary_markdown
 
 __all__ = [
     "FoundRun",
