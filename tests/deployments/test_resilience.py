@@ -112,22 +112,20 @@ def test_a_run_that_crashes_too_often_stays_crashed_and_people_are_told(deployed
     assert deployed.get(f"/flow_runs/{run['id']}")["state_type"] == "CRASHED"
 
 
-def test_a_cancelled_run_leaves_nothing_to_be_seen(deployed: Deployed, trained: Trained) -> None:
-    # A checkpoint that is not there makes the run wait; cancelled while it waits, it never exports.
-    checkpoint = deployed.runs_root / "team-a-cancelled"
-    adapterline.notify(str(checkpoint), base=str(trained.base), name="team-a-cancelled")
-
-    def waiting() -> list[str] | None:
-        return [run["id"] for run in deployed.runs(str(checkpoint)) if run["state_type"] not in ("COMPLETED",)] or None
-
-    def cancelled() -> bool:
-        for id_ in waiting() or ():
-            state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
-            httpx.post(f"{deployed.api}/flow_runs/{id_}/set_state", json=state, timeout=60).raise_for_status()
-        return any(run["state_type"] == "CANCELLED" for run in deployed.runs(str(checkpoint)))
-
-    eventually(cancelled, "cancelled run")
-    copied(deployed, trained, "team-a-cancelled")
-    assert not deployed.versions("team-a-cancelled")
-    assert not (deployed.out / "team-a-cancelled").exists()
+@pytest.mark.parametrize("task", ["validate", "upload"])
+def test_a_cancelled_run_leaves_nothing_to_be_seen(deployed: Deployed, trained: Trained, task: str) -> None:
+    name = f"team-a-hang-{task}"
+    checkpoint = notified(deployed, trained, name)
+    eventually(lambda: (deployed.home / "killed" / name).exists(), f"{task} of it")
+    (run,) = deployed.runs(str(checkpoint))
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
+    httpx.post(f"{deployed.api}/flow_runs/{run['id']}/set_state", json=state, timeout=60).raise_for_status()
+    eventually(lambda: deployed.get(f"/flow_runs/{run['id']}")["state_type"] == "CANCELLED", "end of it")
+    assert not deployed.versions(name)
+    assert not list((deployed.out / name).glob("*.json"))
     assert not list((deployed.home / "scratch").glob("run-*"))
+    # What it staged is no version, and a run of the same checkpoint takes it up.
+    again = TrainingRun(run_id=f"{name}-again")
+    adapterline.notify(str(checkpoint), base=str(trained.base), name=name, run=again)
+    eventually(lambda: (deployed.out / name / "latest.json").is_file(), "export after all")
+    assert len(deployed.versions(name)) == 1

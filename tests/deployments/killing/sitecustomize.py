@@ -1,14 +1,16 @@
 """Kills a run in the task that its name says (`...-kill-upload`), once: after the task's work, before anybody knows.
 
 In a folder of its own, which a worker's PYTHONPATH names: Python imports it when it starts. `...-killall-upload` kills
-the worker too.
+the worker too; `...-hang-upload` goes on for ever there, until it is cancelled.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ def _arm() -> None:
         result = original(self, transaction)
         context = FlowRunContext.get()
         name = str((context.parameters or {}).get("name") if context else "")
-        _, kill, task = name.rpartition("-kill-") if "-kill-" in name else name.rpartition("-killall-")
+        found = re.fullmatch(r".*-(kill|killall|hang)-(.+)", name)
         marker = Path(os.environ["KILLED"], name)
-        if kill and task == self.task.name.replace("_", "-") and not marker.exists():
+        if found and found[2] == self.task.name.replace("_", "-") and not marker.exists():
             marker.touch()
-            if kill == "-killall-":
+            if found[1] == "killall":
                 os.kill(os.getppid(), signal.SIGKILL)
+            if found[1] == "hang":
+                while True:
+                    time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
