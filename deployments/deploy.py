@@ -31,6 +31,8 @@ def deploy(
     root: Annotated[list[str], Parameter(negative="")],
     name: Annotated[list[str] | None, Parameter(negative="")] = None,
     pool_type: Literal["process", "docker", "kubernetes"] = "process",
+    image: str | None = None,
+    records: str | None = None,
     concurrency: int = 2,
     timezone: str = "UTC",
 ) -> None:
@@ -46,12 +48,19 @@ def deploy(
         Patterns of the names that may be published. Default: any.
     pool_type
         What starts the runs.
+    image
+        The image of the runs, for docker and kubernetes; see infra/Dockerfile.
+    records
+        The record store of the runs: a folder or s3://bucket/prefix. For docker and kubernetes, whose runs leave no
+        folder behind, it has to be on S3.
     concurrency
         How many exports run at once.
     timezone
         Of the nightly sweep, as of the IANA database.
     """
-    document = filled(to, root, name or [], timezone)
+    if pool_type != "process":
+        _check_containers(pool_type, image, records)
+    document = filled(to, root, name or [], timezone, image=image, records=records)
     _create_pool(pool_type, concurrency)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prefect.yaml")
@@ -59,11 +68,21 @@ def deploy(
         _prefect("deploy", "--all", "--prefect-file", str(file))
 
 
-def filled(to: list[str], roots: list[str], names: list[str], timezone: str) -> dict[str, Any]:
+def filled(
+    to: list[str],
+    roots: list[str],
+    names: list[str],
+    timezone: str,
+    *,
+    image: str | None = None,
+    records: str | None = None,
+) -> dict[str, Any]:
     """The content of `prefect.yaml` with what is this installation's own."""
     document: dict[str, Any] = yaml.safe_load((HERE / "prefect.yaml").read_text())
     document.pop("definitions")  # aliases, by now resolved
     environment = {"ADAPTERLINE_ALLOWED_ROOTS": ",".join(roots), "ADAPTERLINE_ALLOWED_NAMES": ",".join(names)}
+    if records:
+        environment["ADAPTERLINE_RECORDS"] = records
     for deployment in document["deployments"]:
         parameters = deployment["parameters"]
         if "to" in parameters:
@@ -74,7 +93,21 @@ def filled(to: list[str], roots: list[str], names: list[str], timezone: str) -> 
             schedule["timezone"] = timezone
         variables = deployment["work_pool"].setdefault("job_variables", {})
         variables["env"] = {**variables.get("env", {}), **environment}
+        if image:
+            variables["image"] = image
     return document
+
+
+def _check_containers(kind: str, image: str | None, records: str | None) -> None:
+    """A container has nothing but its image, and leaves nothing: without records every export would be made again."""
+    if not image:
+        found, remedy = "no --image", "build infra/Dockerfile and name its tag or digest."
+    elif not (records or "").startswith("s3://"):
+        found, remedy = f"--records {records}" if records else "no --records", "give --records s3://bucket/prefix."
+    else:
+        return
+    print(f"error: --pool-type {kind} with {found}: {remedy}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _create_pool(kind: str, concurrency: int) -> None:
