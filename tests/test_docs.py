@@ -45,6 +45,7 @@ RUNNABLE = ("bash", "console", "python")
 REASONS = {
     "make": "CI runs the targets themselves",
     "runs until it is stopped": "a server or a worker",
+    "containers and clouds": "a Docker daemon, a cluster or an AWS account",
 }
 BUCKET = "adapters"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
