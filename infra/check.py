@@ -83,13 +83,17 @@ def kubernetes_jobs(tools: Tools) -> Iterator[str]:
             file = Path(folder, f"{name}.json")
             file.write_text(json.dumps(job))
             if found := tools.run("python", "-c", _VALIDATE_JOB, str(file)):
-                yield f"the Job of {name}: {found.splitlines()[-1]}"
+                yield f"the Job of {name}: {found}"
 
 
 _VALIDATE_JOB = """
 import json, sys, kubernetes_validate
 with open(sys.argv[1]) as file:
-    kubernetes_validate.validate(json.load(file), kubernetes_validate.latest_version(), strict=True)
+    job = json.load(file)
+try:
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+except kubernetes_validate.ValidationError as error:
+    sys.exit(f"{'.'.join(map(str, error.path))}: {error.message}")
 """
 
 
@@ -136,7 +140,10 @@ def terraform(tools: Tools) -> Iterator[str]:
 # in it: it has ids of its own there.
 _EVALUATE = """
 import json, sys, tfparse
-found = tfparse.load_from_path(sys.argv[1])
+try:
+    found = tfparse.load_from_path(sys.argv[1], stop_on_hcl_error=True)  # it leaves out a broken file otherwise
+except tfparse.ParseError as error:
+    sys.exit(str(error))
 (lifecycle,) = found["aws_s3_bucket_lifecycle_configuration"]
 made = [
     {

@@ -33,7 +33,7 @@ def misplaced(text: str) -> Iterator[str]:
 
 
 def _unaligned(lines: list[str]) -> Iterator[str]:
-    """Neighbouring attributes have their `=` in one column, as far left as can be; a value of several lines is apart."""
+    """Neighbouring attributes have their `=` in one column, as far left as can be; values of many lines are apart."""
 
     def place(item: tuple[int, str]) -> tuple[bool, int]:
         _, line = item
