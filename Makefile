@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-full fuzz compatibility consumers mutants faults lint format types bench deploy clean
+.PHONY: install demo test test-full fuzz compatibility consumers mutants faults lint format types bench infra-check deploy clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+infra-check: install
+	$(BIN)/python -m infra.check
 
 deploy: install
 	$(BIN)/python -m deployments.deploy $(ARGS)

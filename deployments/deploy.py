@@ -37,6 +37,8 @@ def deploy(
     root: Annotated[list[str], Parameter(negative="")],
     name: Annotated[list[str] | None, Parameter(negative="")] = None,
     pool_type: Literal["process", "docker", "kubernetes"] = "process",
+    image: str | None = None,
+    records: str | None = None,
     concurrency: int = 2,
     timezone: str = "UTC",
     notify: str | None = None,
@@ -55,8 +57,13 @@ def deploy(
         Patterns of the names that may be published. Default: any.
     pool_type
         What starts the runs.
+    image
+        The image of the runs, for docker and kubernetes; see infra/Dockerfile.
+    records
+        The record store of the runs: a folder or s3://bucket/prefix. For docker and kubernetes, whose runs leave no
+        folder behind, it has to be on S3.
     concurrency
-        How many exports run at once.
+        How many exports run at once, besides a sweep, a render and a restart.
     timezone
         Of the nightly sweep, as of the IANA database.
     notify
@@ -66,10 +73,14 @@ def deploy(
     env
         A variable of the runs and its value, ADAPTERLINE_RECORDS=s3://bucket/records; as often as needed.
     """
+    if pool_type != "process":
+        _check_containers(pool_type, image, records)
     variables = _variables(env or ()) | {
         variable: f"{{{{ prefect.blocks.secret.{block} }}}}" for variable, block in _variables(secret or ()).items()
     }
-    document = filled(to, root, name or [], timezone, variables)
+    if records:
+        variables["ADAPTERLINE_RECORDS"] = records
+    document = filled(to, root, name or [], timezone, variables, image=image)
     _create_pool(pool_type, concurrency)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prefect.yaml")
@@ -80,7 +91,13 @@ def deploy(
 
 
 def filled(
-    to: list[str], roots: list[str], names: list[str], timezone: str, variables: dict[str, str]
+    to: list[str],
+    roots: list[str],
+    names: list[str],
+    timezone: str,
+    variables: dict[str, str] | None = None,
+    *,
+    image: str | None = None,
 ) -> dict[str, Any]:
     """The content of `prefect.yaml` with what is this installation's own."""
     document: dict[str, Any] = yaml.safe_load((HERE / "prefect.yaml").read_text())
@@ -89,7 +106,7 @@ def filled(
         "ADAPTERLINE_ALLOWED_ROOTS": ",".join(roots),
         "ADAPTERLINE_ALLOWED_NAMES": ",".join(names),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
-        **variables,
+        **(variables or {}),
     }
     for deployment in document["deployments"]:
         parameters = deployment.setdefault("parameters", {})
@@ -101,6 +118,8 @@ def filled(
             schedule["timezone"] = timezone
         job = deployment["work_pool"].setdefault("job_variables", {})
         job["env"] = {**job.get("env", {}), **environment}
+        if image:
+            job["image"] = image
     return document
 
 
@@ -126,11 +145,24 @@ def _block(client: SyncPrefectClient, slug: str) -> UUID:
         sys.exit(2)
 
 
+def _check_containers(kind: str, image: str | None, records: str | None) -> None:
+    """A container has nothing but its image, and leaves nothing: without records every export would be made again."""
+    if not image:
+        found, remedy = "no --image", "build infra/Dockerfile and name its tag or digest."
+    elif not (records or "").startswith("s3://"):
+        found, remedy = f"--records {records}" if records else "no --records", "give --records s3://bucket/prefix."
+    else:
+        return
+    print(f"error: --pool-type {kind} with {found}: {remedy}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _create_pool(kind: str, concurrency: int) -> None:
     template = TEMPLATES / f"{kind}.json"
     given = ["--base-job-template", str(template)] if template.exists() else []
     _prefect("work-pool", "create", POOL, "--type", kind, "--overwrite", *given)
-    _prefect("work-pool", "set-concurrency-limit", POOL, str(concurrency))
+    # A sweep waits for exports, and a crashed export for its restart: neither may take the place of what it waits for.
+    _prefect("work-pool", "set-concurrency-limit", POOL, str(concurrency + len(QUEUES) - 1))
     existing = json.loads(_prefect("work-queue", "ls", "--pool", POOL, "--output", "json"))
     for queue, limit in QUEUES.items():
         if queue not in {each["name"] for each in existing}:
@@ -138,8 +170,9 @@ def _create_pool(kind: str, concurrency: int) -> None:
         _prefect("work-queue", "set-concurrency-limit", queue, str(min(limit, concurrency)), "--pool", POOL)
 
 
-#: How many runs of each at once, at most: exports need a processor, renders a GPU of their own, and there is one sweep.
-QUEUES = {"exports": 64, "renders": 1, "sweeps": 1}
+#: How many runs of each at once, at most: exports need a processor, as many as are asked for; renders a GPU; there is
+#: one sweep, or audit.
+QUEUES = {"exports": 64, "renders": 1, "sweeps": 1, "restarts": 1}
 
 
 def _prefect(*arguments: str) -> str:

@@ -45,6 +45,7 @@ RUNNABLE = ("bash", "console", "python")
 REASONS = {
     "make": "CI runs the targets themselves",
     "runs until it is stopped": "a server or a worker",
+    "containers and clouds": "a Docker daemon, a cluster or an AWS account",
 }
 #: Pages whose commands are started as a user starts them: this one for what a user sees, that one to be killed.
 COLD = ("README.md", "listen.md")

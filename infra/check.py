@@ -1,0 +1,203 @@
+"""Checks what is in infra/, with tools of its own; no Docker daemon, cluster or cloud is needed: `make infra-check`.
+
+`python -m infra.check [--cache FOLDER]`. docs/infra.md says what of it is checked how, and what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deployments.deploy import TEMPLATES, filled
+from infra.terraform_format import misplaced
+
+HERE = Path(__file__).parent
+REQUIREMENTS = HERE / "requirements-check.txt"
+IMAGE = "registry.example/adapterline:0.1.0"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The programs of the environment that `requirements-check.txt` describes."""
+
+    folder: Path
+
+    def run(self, program: str, *arguments: str) -> str:
+        """What it printed, if it ended with another status than 0."""
+        done = subprocess.run(
+            [str(self.folder / "bin" / program), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=HERE.parent,
+        )
+        return (
+            (done.stdout + done.stderr).strip() or f"{program} ended with {done.returncode}" if done.returncode else ""
+        )
+
+
+def main() -> int:
+    """The exit status: 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=HERE.parent / "build" / "infra", help="where the tools are kept")
+    tools = _installed(parser.parse_args().cache)
+    wrong = 0
+    for name, check in CHECKS.items():
+        found = "\n".join(check(tools))
+        print(f"{'wrong' if found else 'ok':6} {name}", flush=True)
+        if found:
+            print(found)
+            wrong += 1
+    print(f"{len(CHECKS) - wrong} passed, {wrong} failed")
+    return int(wrong > 0)
+
+
+def _installed(cache: Path) -> Tools:
+    folder = cache.resolve() / hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    if not (folder / "installed").is_file():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        quiet = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        command = [str(folder / "bin" / "pip"), "install", "--quiet", "--no-deps", "--requirement", str(REQUIREMENTS)]
+        subprocess.run(command, check=True, env=quiet)
+        (folder / "installed").touch()
+    return Tools(folder)
+
+
+def kubernetes_jobs(tools: Tools) -> Iterator[str]:
+    """The Job of each deployment, made by the worker's own code, is one that the API takes, with no unknown field."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, job in jobs().items():
+            file = Path(folder, f"{name}.json")
+            file.write_text(json.dumps(job))
+            if found := tools.run("python", "-c", _VALIDATE_JOB, str(file)):
+                yield f"the Job of {name}: {found}"
+
+
+_VALIDATE_JOB = """
+import json, sys, kubernetes_validate
+with open(sys.argv[1]) as file:
+    job = json.load(file)
+try:
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+except kubernetes_validate.ValidationError as error:
+    sys.exit(f"{'.'.join(map(str, error.path))}: {error.message}")
+"""
+
+
+def jobs() -> dict[str, dict[str, Any]]:
+    """Deployment -> the manifest of the Job that a Kubernetes worker makes for a run of it."""
+    document = filled(
+        ["s3://bucket/loras"], ["s3://runs"], [], "UTC", {"ADAPTERLINE_RECORDS": "s3://bucket/records"}, image=IMAGE
+    )
+    return {each["name"]: _job(each["work_pool"]["job_variables"]) for each in document["deployments"]}
+
+
+def _job(variables: dict[str, Any]) -> dict[str, Any]:
+    from prefect.client.schemas.objects import FlowRun
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    template = json.loads((TEMPLATES / "kubernetes.json").read_text())
+    # The client would look up blocks on a server; these templates have none.
+    made = KubernetesWorkerJobConfiguration.from_template_and_values(template, variables, client=object())  # type: ignore[arg-type]
+    configuration = asyncio.run(made)
+    configuration.prepare_for_flow_run(FlowRun(id=uuid.UUID(int=1), flow_id=uuid.UUID(int=2), name="quiet-owl"))
+    manifest: dict[str, Any] = configuration.job_manifest
+    return manifest
+
+
+def compose(tools: Tools) -> Iterator[str]:
+    """It is what the Compose specification allows."""
+    yield from _said(
+        tools.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(HERE / "compose.yaml"))
+    )
+
+
+def dockerfile(tools: Tools) -> Iterator[str]:
+    """hadolint finds nothing."""
+    yield from _said(tools.run("hadolint", str(HERE / "Dockerfile")))
+
+
+def terraform(tools: Tools) -> Iterator[str]:
+    """It is laid out as `terraform fmt` does, evaluates, and its rules of the bucket's life are those of the file."""
+    for file in sorted((HERE / "terraform").glob("*.tf")):
+        yield from (f"{file.name}:{line}" for line in misplaced(file.read_text()))
+    lifecycle = HERE / "s3-lifecycle.json"
+    yield from _said(tools.run("python", "-c", _EVALUATE, str(HERE / "terraform"), str(lifecycle)))
+
+
+# HCL's own parser and evaluation, by way of tfparse; no provider is asked whether its arguments exist. An `id` is lost
+# in it: it has ids of its own there.
+_EVALUATE = """
+import json, sys, tfparse
+try:
+    found = tfparse.load_from_path(sys.argv[1], stop_on_hcl_error=True)  # it leaves out a broken file otherwise
+except tfparse.ParseError as error:
+    sys.exit(str(error))
+(lifecycle,) = found["aws_s3_bucket_lifecycle_configuration"]
+made = [
+    {
+        "Status": rule["status"],
+        "Filter": {"Prefix": rule["filter"]["prefix"]},
+        **({"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": block["days_after_initiation"]}}
+           if (block := rule.get("abort_incomplete_multipart_upload")) else {}),
+        **({"NoncurrentVersionExpiration": {"NoncurrentDays": block["noncurrent_days"]}}
+           if (block := rule.get("noncurrent_version_expiration")) else {}),
+        **({"Expiration": {"ExpiredObjectDeleteMarker": block["expired_object_delete_marker"]}}
+           if (block := rule.get("expiration")) else {}),
+    }
+    for rule in lifecycle["rule"]
+]
+with open(sys.argv[2]) as file:
+    wanted = [{key: value for key, value in rule.items() if key != "ID"} for rule in json.load(file)["Rules"]]
+if made != wanted:
+    sys.exit(f"the lifecycle comes to {json.dumps(made)}, and s3-lifecycle.json says {json.dumps(wanted)}")
+"""
+
+
+def checkov(tools: Tools) -> Iterator[str]:
+    """checkov finds nothing that is not excused where it stands."""
+    arguments = ["--framework", "terraform", "--skip-download", "--quiet", "--compact"]
+    yield from _said(tools.run("checkov", "--directory", str(HERE / "terraform"), *arguments))
+
+
+def helm(tools: Tools) -> Iterator[str]:
+    """The values are YAML, name the pool that is deployed, and run as the image's user."""
+    from infra.base_job_templates import USER
+
+    worker = yaml.safe_load((HERE / "helm" / "values-worker.yaml").read_text())["worker"]
+    document = filled(["s3://bucket"], ["s3://runs"], [], "UTC")
+    if {worker["config"]["workPool"]} != {each["work_pool"]["name"] for each in document["deployments"]}:
+        yield f"the worker polls {worker['config']['workPool']}"
+    for context in ("podSecurityContext", "containerSecurityContext"):
+        if worker[context]["runAsUser"] != USER:
+            yield f"{context}: user {worker[context]['runAsUser']}, and the image has {USER}"
+
+
+def _said(text: str) -> list[str]:
+    return [text] if text else []
+
+
+CHECKS: dict[str, Callable[[Tools], Iterator[str]]] = {
+    "Kubernetes Jobs (kubernetes-validate, strict)": kubernetes_jobs,
+    "compose.yaml (Compose specification)": compose,
+    "Dockerfile (hadolint)": dockerfile,
+    "terraform/ (layout, evaluation, lifecycle)": terraform,
+    "terraform/ (checkov)": checkov,
+    "helm/values-worker.yaml (pool and user)": helm,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
