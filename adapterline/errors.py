@@ -3,6 +3,7 @@
     AdapterlineError                    exit code 1: a bug, unless it is one of these
     ├── SweepFailedError            1   something that a sweep tried failed; the rest was done
     ├── UsageError                  2   the request itself is wrong: a name, an option, a URI
+    │   └── UnknownLineageError         the lineage index has nothing of that name, digest or file
     ├── RefusedError                3   the input will not be exported, and a retry changes nothing
     │   ├── CheckpointError             it cannot be read, or does not say what it means
     │   │   └── CheckpointIncompleteError   it is still being written, or not there yet: try again later
@@ -57,6 +58,10 @@ class UsageError(AdapterlineError):
     """The request itself is wrong, whatever the checkpoint holds."""
 
     exit_code = 2
+
+
+class UnknownLineageError(UsageError):
+    """The lineage index knows nothing of that name, digest, run, checkpoint or file."""
 
 
 class RefusedError(AdapterlineError):

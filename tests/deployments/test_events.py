@@ -76,6 +76,7 @@ def deployed(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (home / "runs").mkdir()
     ours = {
         "ADAPTERLINE_RECORDS": str(home / "records"),
+        "ADAPTERLINE_INDEX": f"sqlite:///{home / 'index.sqlite'}",
         "ADAPTERLINE_SCRATCH": str(home / "scratch"),
         "ADAPTERLINE_INCOMPLETE_SECONDS": "1",
         "ADAPTERLINE_INCOMPLETE_TRIES": "30",
