@@ -5,19 +5,15 @@ from __future__ import annotations
 from prefect import task
 
 from adapterline.destinations import open_destination
-from adapterline.values import LATEST, Package, Receipt
+from adapterline.values import Package, Receipt
 from tasks.policy import IN_PROCESS, TAGS, say
 
 
 # No timeout: it runs in a worker thread, which Prefect cannot interrupt; the clients have their own.
 @task(name="upload", task_run_name="upload-{destination}", tags=TAGS, **IN_PROCESS)
 def upload(package: Package, destination: str) -> Receipt:
-    """See `Destination.stage`. The receipt tells which version this one comes after."""
-    place = open_destination(destination, package.name)
-    receipt = place.stage(package)
-    before = place.aliases().get(LATEST)
-    if before and before.digest != receipt.digest:
-        receipt = receipt.model_copy(update={"previous": before.digest})
+    """See `Destination.stage`."""
+    receipt = open_destination(destination, package.name).stage(package)
     state = "already published" if receipt.published else "staged and read back"
     say(f"upload: {state} at {receipt.location}")
     return receipt

@@ -26,7 +26,7 @@ from sqlalchemy.types import TypeDecorator
 #: The migration that makes the tables as they are here.
 HEAD: Final = "0001"
 #: Characters by which text is found. PostgreSQL indexes rows of 2704 bytes at most, and a character may have four.
-COMPARED: Final = 300
+COMPARED: Final = 600
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

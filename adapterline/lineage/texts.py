@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         VersionPage,
     )
 
+_WIDE = 100_000
 #: What would move the cursor or break a line; a checkpoint's name may have it.
 _CONTROL = {number: "?" for number in (*range(32), *range(127, 160))}
 
@@ -64,8 +65,8 @@ def print_lineage(found: Lineage) -> None:
     """Draws where it comes from and where it went, as a tree."""
     from rich.console import Console
 
-    # soft_wrap: a terminal breaks long lines itself, and what is piped has them whole.
-    Console(file=sys.stdout, soft_wrap=True, highlight=False).print(_tree(found))
+    # A tree is cut to the console's width. So wide, nothing is, and a terminal breaks long lines itself.
+    Console(file=sys.stdout, width=_WIDE, highlight=False).print(_tree(found))
 
 
 def matches_text(found: Matches) -> str:

@@ -76,8 +76,8 @@ def _add_version_of(connection: Connection, record: LineageRecord, manifest: Man
     outcome = "validated" if record.outcome == "validated" else "exported"
     telling = _Telling(record.started_at, record.id, record.ended_at, True, outcome)
     version = _tell(connection, manifest, telling)
-    before = [publication.receipt.previous for publication in record.publications]
-    _add_edges(connection, version, PREVIOUS, [digest for digest in before if digest])
+    if record.previous and record.previous != manifest.digest:
+        _add_edges(connection, version, PREVIOUS, [record.previous])
     for publication in record.publications:
         _publish(connection, version, publication, record.ended_at)
         # What was there already has moved nothing now. What moved another branch of the Hub than main is not told.

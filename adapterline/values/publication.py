@@ -114,9 +114,6 @@ class Receipt(Value):
     files: tuple[PackagedFile, ...]
     published: bool = Field(description="it was already visible before this run")
     token: str = Field("", description="what the destination needs to find its staging again")
-    previous: Sha256 | None = Field(
-        None, description="digest of the version that latest pointed to when this one was staged, if another"
-    )
 
 
 class Publication(Value):

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-
-from adapterline.lineage.tables import Count, Label, Moment
+from sqlalchemy.dialects import postgresql
 
 revision = "0001"
 down_revision = None
+
+_LABEL = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
     """To this revision."""
     op.create_table(
         "aliases",
-        sa.Column("place", Label(), nullable=False),
-        sa.Column("name", Label(), nullable=False),
-        sa.Column("alias", Label(), nullable=False),
-        sa.Column("digest", Label(), nullable=False),
+        sa.Column("place", _LABEL, nullable=False),
+        sa.Column("name", _LABEL, nullable=False),
+        sa.Column("alias", _LABEL, nullable=False),
+        sa.Column("digest", _LABEL, nullable=False),
         sa.PrimaryKeyConstraint("place", "name", "alias"),
     )
     op.create_index("aliases_by_alias", "aliases", ["alias", "name"], unique=False)
     op.create_index("aliases_by_version", "aliases", ["name", "digest"], unique=False)
     op.create_table(
         "records",
-        sa.Column("id", Label(), nullable=False),
-        sa.Column("outcome", Label(), nullable=False),
-        sa.Column("started_at", Moment(), nullable=False),
-        sa.Column("ended_at", Moment(), nullable=False),
-        sa.Column("checkpoint", Label(), nullable=False),
-        sa.Column("name", Label(), nullable=True),
-        sa.Column("digest", Label(), nullable=True),
-        sa.Column("family", Label(), nullable=True),
-        sa.Column("base_model", Label(), nullable=True),
-        sa.Column("run_id", Label(), nullable=True),
+        sa.Column("id", _LABEL, nullable=False),
+        sa.Column("outcome", _LABEL, nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=False),
+        sa.Column("checkpoint", _LABEL, nullable=False),
+        sa.Column("name", _LABEL, nullable=True),
+        sa.Column("digest", _LABEL, nullable=True),
+        sa.Column("family", _LABEL, nullable=True),
+        sa.Column("base_model", _LABEL, nullable=True),
+        sa.Column("run_id", _LABEL, nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("records_by_checkpoint", "records", ["checkpoint"], unique=False)
@@ -45,22 +46,22 @@ def upgrade() -> None:
     op.create_table(
         "versions",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("name", Label(), nullable=False),
-        sa.Column("digest", Label(), nullable=False),
-        sa.Column("outcome", Label(), nullable=False),
-        sa.Column("family", Label(), nullable=False),
-        sa.Column("base_model", Label(), nullable=False),
-        sa.Column("base_revision", Label(), nullable=False),
-        sa.Column("pipeline", Label(), nullable=False),
-        sa.Column("source_name", Label(), nullable=False),
-        sa.Column("source_digest", Label(), nullable=False),
-        sa.Column("run_id", Label(), nullable=True),
-        sa.Column("step", Count(), nullable=True),
-        sa.Column("finished_at", Moment(), nullable=True),
-        sa.Column("created_at", Moment(), nullable=False),
-        sa.Column("size", Count(), nullable=False),
-        sa.Column("told_at", Moment(), nullable=False),
-        sa.Column("told_by", Label(), nullable=False),
+        sa.Column("name", _LABEL, nullable=False),
+        sa.Column("digest", _LABEL, nullable=False),
+        sa.Column("outcome", _LABEL, nullable=False),
+        sa.Column("family", _LABEL, nullable=False),
+        sa.Column("base_model", _LABEL, nullable=False),
+        sa.Column("base_revision", _LABEL, nullable=False),
+        sa.Column("pipeline", _LABEL, nullable=False),
+        sa.Column("source_name", _LABEL, nullable=False),
+        sa.Column("source_digest", _LABEL, nullable=False),
+        sa.Column("run_id", _LABEL, nullable=True),
+        sa.Column("step", sa.BigInteger(), nullable=True),
+        sa.Column("finished_at", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("told_at", sa.BigInteger(), nullable=False),
+        sa.Column("told_by", _LABEL, nullable=False),
         sa.Column("recorded", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("name", "digest", name="one_version"),
@@ -78,21 +79,21 @@ def upgrade() -> None:
         "components",
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("component", Label(), nullable=False),
-        sa.Column("adapter_type", Label(), nullable=False),
+        sa.Column("component", _LABEL, nullable=False),
+        sa.Column("adapter_type", _LABEL, nullable=False),
         sa.Column("ranks", sa.Text(), nullable=False),
         sa.Column("alphas", sa.Text(), nullable=False),
         sa.Column("dtypes", sa.Text(), nullable=False),
-        sa.Column("modules", Count(), nullable=False),
-        sa.Column("parameters", Count(), nullable=False),
+        sa.Column("modules", sa.BigInteger(), nullable=False),
+        sa.Column("parameters", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version", "number"),
     )
     op.create_table(
         "edges",
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("kind", Label(), nullable=False),
-        sa.Column("parent", Label(), nullable=False),
+        sa.Column("kind", _LABEL, nullable=False),
+        sa.Column("parent", _LABEL, nullable=False),
         sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version", "kind", "parent"),
     )
@@ -101,12 +102,12 @@ def upgrade() -> None:
         "files",
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("path", Label(), nullable=False),
-        sa.Column("role", Label(), nullable=False),
-        sa.Column("layout", Label(), nullable=False),
-        sa.Column("size", Count(), nullable=False),
-        sa.Column("sha256", Label(), nullable=False),
-        sa.Column("tensors_sha256", Label(), nullable=True),
+        sa.Column("path", _LABEL, nullable=False),
+        sa.Column("role", _LABEL, nullable=False),
+        sa.Column("layout", _LABEL, nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", _LABEL, nullable=False),
+        sa.Column("tensors_sha256", _LABEL, nullable=True),
         sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version", "number"),
     )
@@ -122,11 +123,11 @@ def upgrade() -> None:
     op.create_table(
         "places",
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("place", Label(), nullable=False),
-        sa.Column("state", Label(), nullable=False),
+        sa.Column("place", _LABEL, nullable=False),
+        sa.Column("state", _LABEL, nullable=False),
         sa.Column("location", sa.Text(), nullable=False),
-        sa.Column("manifest_sha256", Label(), nullable=False),
-        sa.Column("published_at", Moment(), nullable=False),
+        sa.Column("manifest_sha256", _LABEL, nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
         sa.Column("recorded", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version", "place"),
@@ -134,7 +135,7 @@ def upgrade() -> None:
     op.create_index("places_by_place", "places", ["place"], unique=False)
     op.create_table(
         "record_documents",
-        sa.Column("record", Label(), nullable=False),
+        sa.Column("record", _LABEL, nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["record"], ["records.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("record"),
