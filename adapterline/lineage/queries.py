@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select, union
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, union
 
 from adapterline.lineage import tables as t
 from adapterline.lineage.answers import (
@@ -56,8 +56,7 @@ def versions(
     if sort == "created":
         columns = [_V.created_at, _V.name, _V.digest]
     order = [column.desc() if descending else column.asc() for column in columns]
-    if sort == "finished":  # those that do not say it come last, on every server
-        order.insert(0, case((_V.finished_at.is_(None), 1), else_=0))
+    order[0] = order[0].nulls_last()  # of those that do not say when it finished, on every server
     rows = connection.execute(select(t.versions).where(*where).order_by(*order).limit(limit).offset(offset)).all()
     return VersionPage(versions=entries(connection, rows), total=total)
 
@@ -343,11 +342,15 @@ def _where_runs(wanted: RunFilter) -> list[ColumnElement[bool]]:
 
 
 def _of_checkpoint(pattern: str) -> ColumnElement[bool]:
-    made = select(_R.digest).where(_R.name == _V.name, _R.digest == _V.digest, _like(_R.checkpoint, pattern))
-    same = [made.exists(), _like(_V.source_name, pattern)]
+    # One query each, so that each has its index.
+    made = and_(_R.name == _V.name, _R.digest == _V.digest)
+    same = [
+        select(_V.id).join(t.records, made).where(_like(_R.checkpoint, pattern)),
+        select(_V.id).where(_like(_V.source_name, pattern)),
+    ]
     if DIGITS.fullmatch(pattern):
-        same.append(_begins(_V.source_digest, pattern))
-    return or_(*same)
+        same.append(select(_V.id).where(_begins(_V.source_digest, pattern)))
+    return _V.id.in_(union(*same))
 
 
 def _matching(*wanted: tuple[Any, str | None]) -> list[ColumnElement[bool]]:

@@ -1,7 +1,8 @@
-"""Facts become rows. The order in which records arrive makes no difference to what the index answers.
+"""Facts become rows. Of a place and of an alias counts what was told last: records are told in the order of their runs.
 
-A version's manifest is that of the earliest record that has one, and its time the end of that run: what a record tells
-counts before what a place tells. Without a record it is the manifest that was published first.
+Of a version the order makes no difference. Its manifest is that of the earliest record that has one, and its time the
+end of that run: what a record tells counts before what a place tells. Without a record it is the manifest that was
+published first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, inser
 
 from adapterline.lineage import tables as t
 from adapterline.lineage.places import Shelf, place_named, place_of
-from adapterline.values import LATEST, LineageRecord, Manifest, Promotion, Pruning, Publication, Version
+from adapterline.values import (
+    LATEST,
+    LineageRecord,
+    Manifest,
+    Promotion,
+    Pruning,
+    Publication,
+    Value,
+    Version,
+    canonical_json,
+)
 
 RESUMED, PREVIOUS = "resumed-from", "previous"
 PUBLISHED, PROPOSED = "published", "proposed"
@@ -59,7 +70,7 @@ def add_record(connection: Connection, record: LineageRecord) -> bool:
             run_id=run.run_id if run else None,
         )
     )
-    body = record.model_copy(update={"manifest": None} if made else {}).model_dump_json()
+    body = _body(record.model_copy(update={"manifest": None} if made else {}))
     connection.execute(insert(t.record_documents).values(record=record.id, body=body))
     if manifest is not None and made:
         _add_version_of(connection, record, manifest)
@@ -239,9 +250,9 @@ def _describe(connection: Connection, version: int, manifest: Manifest) -> None:
         connection.execute(delete(table).where(table.c.version == version))
     e = t.edges.c
     connection.execute(delete(t.edges).where(and_(e.version == version, e.kind == RESUMED)))
-    connection.execute(insert(t.manifests).values(version=version, body=manifest.model_dump_json(by_alias=True)))
+    connection.execute(insert(t.manifests).values(version=version, body=_body(manifest)))
     _insert(connection, t.files, [_file(version, number, file) for number, file in enumerate(manifest.files)])
-    rows = [_component(version, number, *item) for number, item in enumerate(manifest.components.items())]
+    rows = [_component(version, number, *item) for number, item in enumerate(sorted(manifest.components.items()))]
     _insert(connection, t.components, rows)
     _add_edges(connection, version, RESUMED, manifest.training_run.parents if manifest.training_run else ())
 
@@ -287,6 +298,11 @@ def _add_edges(connection: Connection, version: int, kind: str, parents: Sequenc
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     if rows:
         connection.execute(insert(table), rows)
+
+
+def _body(value: Value) -> str:
+    """In the order of keys that records and manifests have when they are read again."""
+    return canonical_json(value.model_dump(mode="json")).decode()
 
 
 def count_versions(connection: Connection) -> int:

@@ -74,6 +74,7 @@ def upgrade() -> None:
     op.create_index("versions_by_run", "versions", ["run_id"], unique=False)
     op.create_index("versions_by_size", "versions", ["size"], unique=False)
     op.create_index("versions_by_source", "versions", ["source_digest"], unique=False)
+    op.create_index("versions_by_source_name", "versions", ["source_name"], unique=False)
     op.create_index("versions_by_time", "versions", ["created_at", "name", "digest"], unique=False)
     op.create_table(
         "components",
@@ -155,6 +156,7 @@ def downgrade() -> None:
     op.drop_table("edges")
     op.drop_table("components")
     op.drop_index("versions_by_time", table_name="versions")
+    op.drop_index("versions_by_source_name", table_name="versions")
     op.drop_index("versions_by_source", table_name="versions")
     op.drop_index("versions_by_size", table_name="versions")
     op.drop_index("versions_by_run", table_name="versions")
