@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from adapterline.values import ExportOptions, LineageRecord, Promotion, Pruning,
 if TYPE_CHECKING:
     from adapterline.audits import AuditReport
     from adapterline.checkup import Finding
+    from adapterline.lineage import Index
     from adapterline.package.verification import Trust
     from adapterline.sweeps import SweepSummary
 
@@ -254,7 +256,9 @@ def promote(name: str, version: str, alias: str, to: Sequence[str], expect: str 
     """
     from adapterline import retention
 
-    return retention.promote(name, version, alias, to, expect)
+    done = retention.promote(name, version, alias, to, expect)
+    _remember(lambda index: index.add_promotion(done))
+    return done
 
 
 def prune(
@@ -276,7 +280,10 @@ def prune(
 
     if not orphans:
         rules = retention.Rules(keep_last, older_than)
-        return retention.prune(name, to, rules, keep_aliases=keep_aliases, yes=yes)
+        done = retention.prune(name, to, rules, keep_aliases=keep_aliases, yes=yes)
+        if yes:
+            _remember(lambda index: index.add_pruning(done))
+        return done
     if keep_last is not None or keep_aliases:
         raise UsageError(
             "--orphans collects what is no version, and --keep-last and --keep-alias are of versions.",
@@ -284,6 +291,14 @@ def prune(
             remedy="Prune versions and collect orphans in two calls.",
         )
     return retention.collect(name, to, retention.ORPHAN_AGE if older_than is None else older_than, yes=yes)
+
+
+def _remember(what: Callable[[Index], object]) -> None:
+    """Tells the lineage index; if that fails, a reindex repairs it, and what was done at the destinations stands."""
+    from adapterline.lineage.index import remember
+
+    if why := remember(what):
+        logging.getLogger(__name__).warning("The lineage index was not written: %s", why)
 
 
 def _is_about_the_api(error: BaseException | None) -> bool:

@@ -6,12 +6,10 @@ Exit codes are those of `adapterline.errors`: 0 done, 1 a bug, 2 usage, 3 refuse
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -19,6 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from cyclopts import App, CycloptsError, Parameter
 
 from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
+from adapterline.lineage.commands import app as lineage
+from adapterline.output import Json
+from adapterline.output import fail as _fail
+from adapterline.output import print_document as _print
 from adapterline.texts import inspection_text, promotion_text, pruning_text, record_text, report_text
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ app = App(
     help_format="plaintext",
     version_flags=["--version"],
 )
+app.command(lineage)
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on stdout.")]
 Alpha = Annotated[float | None, Parameter(help="lora_alpha, for a checkpoint that does not say it.")]
 AdapterConfig = Annotated[Path | None, Parameter(help="A PEFT adapter_config.json, for the same.")]
 Components = Annotated[str | None, Parameter(help="Export these components alone, separated by commas.")]
@@ -627,27 +629,6 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 # --- how it speaks ----------------------------------------------------------------------------------------------------
-
-
-def _print(document: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False) if as_json else text())
-
-
-def _fail(error: AdapterlineError, as_json: bool) -> None:
-    if as_json:
-        document: dict[str, Any] = {
-            "error": type(error).__name__,
-            "message": str(error),
-            "found": error.found,
-            "expected": error.expected,
-            "remedy": error.remedy,
-            "exit_code": error.exit_code,
-        }
-        if isinstance(error, ValidationFailedError):
-            document["report"] = error.report.model_dump(mode="json")
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(error.exit_code)
 
 
 class _Steps(logging.Handler):

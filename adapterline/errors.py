@@ -3,7 +3,8 @@
     AdapterlineError                    exit code 1: a bug, unless it is one of these
     ├── SweepFailedError            1   something that a sweep tried failed; the rest was done
     ├── UsageError                  2   the request itself is wrong: a name, an option, a URI
-    │   └── EventError                  what a platform sent does not say which run ended
+    │   ├── EventError                  what a platform sent does not say which run ended
+    │   └── UnknownLineageError         the lineage index has nothing of that name, digest or file
     ├── RefusedError                3   the input will not be exported, and a retry changes nothing
     │   ├── CheckpointError             it cannot be read, or does not say what it means
     │   │   └── CheckpointIncompleteError   it is still being written, or not there yet: try again later
@@ -64,6 +65,10 @@ class UsageError(AdapterlineError):
 
 class EventError(UsageError):
     """What a platform sent should tell of a run that ended, and does not say what an export has to know."""
+
+
+class UnknownLineageError(UsageError):
+    """The lineage index knows nothing of that name, digest, run, checkpoint or file."""
 
 
 class RefusedError(AdapterlineError):

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
         default_factory=lambda: str(_home("XDG_DATA_HOME", ".local/share") / "records"),
         description="the record store: a folder or s3://bucket/prefix",
     )
+    index: str = Field(
+        default_factory=lambda: f"sqlite:///{_home('XDG_DATA_HOME', '.local/share') / 'index.sqlite'}",
+        description="the lineage index: sqlite:///path/to/file or postgresql://user@host/database",
+    )
     scratch: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
         description="exported files on their way, and what was fetched",

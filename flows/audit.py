@@ -45,7 +45,9 @@ def audit_published(
     settings = Settings()
     found: list[AuditedVersion] = []
     queue: list[tuple[Shelf, Version]] = []
-    for place in places_of(open_records(settings.records).all(), names, to):
+    store = open_records(settings.records)
+    records = [record for each in store.names() if (record := store.read(each)) is not None]
+    for place in places_of(records, names, to):
         shelf, told = examine_place(place)
         found += told
         queue += [(shelf, version) for version in shelf.versions] if shelf else []

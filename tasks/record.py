@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
 
+from adapterline.lineage.index import remember, with_previous
 from adapterline.lineage.records import open_records
 from adapterline.package.card import snippets
 from adapterline.prefect_events import told
@@ -15,8 +17,14 @@ from tasks.policy import IN_PROCESS, TAGS, say
 
 @task(name="record", task_run_name="record", timeout_seconds=600, tags=TAGS, **IN_PROCESS)
 def record(entry: LineageRecord) -> LineageRecord:
-    """Appends the record, and for an exported adapter creates its three artifacts."""
+    """Appends the record, tells the index, and for an exported adapter creates its three artifacts.
+
+    An index that cannot be written fails nothing: the record is the truth, and a reindex repairs it.
+    """
+    entry = with_previous(entry)
     where = open_records(Settings().records).append(entry)
+    if why := remember(lambda index: index.add(entry)):
+        get_run_logger().warning("record: the lineage index was not written: %s", why)
     if entry.manifest is not None and entry.outcome in ("exported", "validated"):
         _create_artifacts(entry)
     told(entry)

@@ -58,8 +58,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A record store and a scratch folder of the test's own, and retries without pauses."""
+    """A record store, an index and a scratch folder of the test's own, and retries without pauses."""
     monkeypatch.setenv("ADAPTERLINE_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setenv("ADAPTERLINE_INDEX", f"sqlite:///{tmp_path / 'index.sqlite'}")
     monkeypatch.setenv("ADAPTERLINE_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("ADAPTERLINE_RETRY_SECONDS", "0")
     return tmp_path / "records"

@@ -25,6 +25,7 @@ from adapterline.values import (
     Package,
     PackagedFile,
     SourceSummary,
+    TrainingRun,
     ValidationReport,
 )
 
@@ -37,6 +38,7 @@ def make_package(
     tool: str = "1",
     size: int = 64,
     configs: Mapping[str, bytes] | None = None,
+    run: TrainingRun | None = None,
 ) -> Package:
     """A package in `folder`. Another `seed` gives another bundle, another `tool` another manifest and card of the same.
 
@@ -49,7 +51,7 @@ def make_package(
         "unet.mid.lora_B.weight": values.standard_normal((8, 4), dtype=np.float32),
     }
     contents = {WEIGHT_NAME: save(tensors), **(configs or {})}
-    manifest = _manifest(name, tool, tuple(_exported(path, data) for path, data in contents.items()))
+    manifest = manifest_of(tuple(_exported(path, data) for path, data in contents.items()), name, tool, run)
     card = compose_card("---\ntags:\n- lora\n---\n", f"# {name}\n\nMade by tool {tool}, seed {seed}.")
     for path, data in {**contents, CARD_NAME: card}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,10 @@ def _exported(path: str, data: bytes) -> ExportedFile:
     )
 
 
-def _manifest(name: str, tool: str, files: tuple[ExportedFile, ...]) -> Manifest:
+def manifest_of(
+    files: tuple[ExportedFile, ...], name: str = "tiny", tool: str = "1", run: TrainingRun | None = None
+) -> Manifest:
+    """Of these files."""
     digest = Bundle.digest_of(files)
     check = Check(name="effect", component="unet", observed=0.0, limit=5e-4, passed=True)
     return Manifest(
@@ -82,7 +87,7 @@ def _manifest(name: str, tool: str, files: tuple[ExportedFile, ...]) -> Manifest
         source=SourceSummary(
             name="checkpoint-7", digest=hashlib.sha256(b"source").hexdigest(), container="safetensors", dialect="peft"
         ),
-        training_run=None,
+        training_run=run,
         base=BaseSummary(architecture=hashlib.sha256(b"architecture").hexdigest(), pipeline="StableDiffusionPipeline"),
         files=files,
         components={

@@ -288,6 +288,10 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         ("notify", "events"),
         ("listen", "listen"),
         ("doctor", "doctor"),
+        ("lineage list", "lineage"),
+        ("lineage show", "lineage"),
+        ("lineage which", "lineage"),
+        ("lineage reindex", "lineage"),
         ("demo", "quickstart"),
     ],
 )
@@ -319,6 +323,7 @@ def test_every_command_is_tried_above() -> None:
         "notify",
         "listen",
         "doctor",
+        "lineage",
         "promote",
         "prune",
         "demo",
@@ -328,8 +333,11 @@ def test_every_command_is_tried_above() -> None:
 def _options(command: str) -> list[str]:
     from adapterline.cli import app
 
+    found = app
+    for name in command.split():
+        found = found[name]
     # A positional argument is one that may be given without its name: it has an index.
-    named = [argument.names for argument in app[command].assemble_argument_collection() if argument.index is None]
+    named = [argument.names for argument in found.assemble_argument_collection() if argument.index is None]
     return [name for names in named for name in names if name.startswith("--")]
 
 

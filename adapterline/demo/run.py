@@ -18,7 +18,7 @@ from adapterline.texts import record_text
 NAME = "demo-lora"
 BUCKET = "adapters"
 #: What a demo makes in its folder, and so what the next one may remove.
-_OURS = ("base", "checkpoint", "published", "s3", "records", "scratch", "prefect")
+_OURS = ("base", "checkpoint", "published", "s3", "records", "lineage", "scratch", "prefect")
 
 
 def run_demo(out: Path, *, prepare: Callable[[], None], as_json: bool) -> None:
@@ -79,6 +79,7 @@ def _make_room(out: Path) -> None:
 def _keep_to(out: Path) -> None:
     """The demo writes nowhere else: neither to the user's Prefect nor to their record store."""
     os.environ["ADAPTERLINE_RECORDS"] = str(out / "records")
+    os.environ["ADAPTERLINE_INDEX"] = f"sqlite:///{out / 'lineage' / 'index.sqlite'}"
     os.environ["ADAPTERLINE_SCRATCH"] = str(out / "scratch")
     os.environ["PREFECT_HOME"] = str(out / "prefect")
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

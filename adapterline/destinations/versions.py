@@ -46,7 +46,8 @@ def version_of(
         published=True,
         token=token,
     )
-    return Version(receipt=receipt, order=_order(manifest, published_at), published_at=published_at)
+    order = _order(manifest, published_at)
+    return Version(receipt=receipt, manifest=manifest, order=order, published_at=published_at)
 
 
 def _order(manifest: Manifest, published_at: datetime) -> Order:

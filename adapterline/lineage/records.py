@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 from adapterline.errors import MachineError, from_os_error
-from adapterline.s3 import checksum_of, make_client, parse_s3_uri, s3_errors
+from adapterline.s3 import checksum_of, get_object, make_client, parse_s3_uri, s3_errors
 from adapterline.values import LineageRecord, canonical_json
 
 #: The key of a run that ended before its checkpoint was known.
@@ -31,8 +32,12 @@ class RecordStore(Protocol):
         """The newest successful export of this key, or None."""
         ...
 
-    def all(self) -> Iterator[LineageRecord]:
-        """Every record that this version of adapterline reads, in no order that means anything."""
+    def names(self) -> tuple[str, ...]:
+        """Every record, the earliest first."""
+        ...
+
+    def read(self, name: str) -> LineageRecord | None:
+        """One of `names`; None for what this version of adapterline does not read, and for what is gone."""
         ...
 
 
@@ -70,14 +75,21 @@ class FolderRecords:
         except OSError as error:
             raise from_os_error(error, f"Reading the records in {self._root}") from error
 
-    def all(self) -> Iterator[LineageRecord]:
-        """See `RecordStore.all`."""
+    def names(self) -> tuple[str, ...]:
+        """See `RecordStore.names`."""
         try:
-            for path in sorted(self._root.glob("*/*.json")):
-                if (record := _parsed(path.read_bytes())) is not None:
-                    yield record
+            return _in_order(str(path.relative_to(self._root)) for path in self._root.glob("*/*.json"))
         except OSError as error:
-            raise from_os_error(error, f"Reading the records in {self._root}") from error
+            raise from_os_error(error, f"Listing the records in {self._root}") from error
+
+    def read(self, name: str) -> LineageRecord | None:
+        """See `RecordStore.read`."""
+        try:
+            return _parsed((self._root / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise from_os_error(error, f"Reading the record {self._root / name}") from error
 
 
 class S3Records:
@@ -112,15 +124,22 @@ class S3Records:
                 self._client.get_object(Bucket=self._bucket, Key=found)["Body"].read() for found in keys
             )
 
-    def all(self) -> Iterator[LineageRecord]:
-        """See `RecordStore.all`."""
-        with s3_errors(f"Reading the records in {self._uri}", MachineError):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._key(""))
-            for key in (item["Key"] for page in pages for item in page.get("Contents", [])):
-                if key.endswith(".json"):
-                    text = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-                    if (record := _parsed(text)) is not None:
-                        yield record
+    def names(self) -> tuple[str, ...]:
+        """See `RecordStore.names`."""
+        root = self._key("")
+        with s3_errors(f"Listing the records in {self._uri}", MachineError):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=root)
+            keys = [row["Key"].removeprefix(root) for page in pages for row in page.get("Contents", ())]
+        return _in_order(key for key in keys if key.count("/") == 1 and key.endswith(".json"))
+
+    def read(self, name: str) -> LineageRecord | None:
+        """See `RecordStore.read`."""
+        with s3_errors(f"Reading the record {self._uri}/{name}", MachineError):
+            answer = get_object(self._client, self._bucket, self._key(name))
+            if answer is None:
+                return None
+            with closing(answer["Body"]) as body:
+                return _parsed(body.read())
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
@@ -128,18 +147,21 @@ class S3Records:
 
 def _first_export(texts: Iterable[bytes]) -> LineageRecord | None:
     for text in texts:
-        record = _parsed(text)
-        if record is not None and record.outcome == "exported":
+        if (record := _parsed(text)) and record.outcome == "exported":
             return record
     return None
 
 
 def _parsed(text: bytes) -> LineageRecord | None:
-    """None for a record of a later version: it is not ours to judge."""
     try:
         return LineageRecord.model_validate_json(text)
     except ValueError:
-        return None
+        return None  # of a later version: it is not ours to judge
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """By the time in their file names."""
+    return tuple(sorted(names, key=lambda name: (name.rpartition("/")[2], name)))
 
 
 def _path_of(record: LineageRecord) -> str:

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from adapterline.values.base import Value
+from adapterline.values.base import Sha256, Value
 from adapterline.values.manifest import Manifest
 from adapterline.values.options import ExportOptions, TrainingRun
 from adapterline.values.publication import Publication, RenderedImage
@@ -52,3 +52,6 @@ class LineageRecord(Value):
     error_type: str | None = None
     exit_code: int = 0
     earlier: str | None = Field(None, description="id of the record that already did this")
+    previous: Sha256 | None = Field(
+        None, description="digest of the version that was exported under this name before, as far as the index knew"
+    )

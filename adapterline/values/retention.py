@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import AwareDatetime, Field
 
 from adapterline.values.base import Sha256, Value
+from adapterline.values.manifest import Manifest
 from adapterline.values.publication import Latest, Order, Receipt
 
 #: The alias that an export moves.
@@ -17,6 +18,7 @@ class Version(Value):
     """An export that is published at a destination. The receipt lists the files of its manifest."""
 
     receipt: Receipt
+    manifest: Manifest
     order: Order = Field(description="of its training run as the manifest states it; else when it was published")
     published_at: AwareDatetime
 

@@ -229,6 +229,15 @@ class Hub:
         (self._writable if match["write"] else self._readable)(request, match)
         return Reply.json({})
 
+    def models(self, request: Request, match: Match[str]) -> Reply:
+        """Those of one author that the token may see."""
+        [author] = parse_qs(urlsplit(request.target).query)["author"]
+        token = self._token(request)
+        member = token is not None and author in token.namespaces
+        found = [path.stem for path in sorted((self.root / "repositories" / author).glob("*.git"))]
+        seen = [name for name in found if member or not Repository(self._path(author, name)).private]
+        return Reply.json([{"_id": "0", "id": f"{author}/{name}", "modelId": f"{author}/{name}"} for name in seen])
+
     def info(self, request: Request, match: Match[str]) -> Reply:
         repository = self._readable(request, match)
         commit = self._commit_of(repository, match["revision"] or "main")
@@ -539,6 +548,7 @@ _ROUTES: tuple[tuple[str, str, _Answer], ...] = (
     ("POST", "/api/validate-yaml", Hub.validate_card),
     ("POST", "/api/repos/create", Hub.create),
     ("DELETE", "/api/repos/delete", Hub.delete),
+    ("GET", "/api/models", Hub.models),
     ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", Hub.info),
     ("GET", rf"{_API}/auth-check(?P<write>/write)?", Hub.authorize),
     ("GET", rf"{_API}/refs", Hub.refs),

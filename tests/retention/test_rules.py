@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from adapterline.errors import UsageError
 from adapterline.retention.rules import Rules, newest_first, reasons_to_leave, reasons_to_stay
 from adapterline.values import Order, Orphan, Receipt, Version
+from tests.packages import manifest_of
 
+MANIFEST = manifest_of(())  # the rules do not read it
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 times = st.datetimes(datetime(2026, 1, 1), datetime(2026, 5, 31)).map(lambda time: time.replace(tzinfo=UTC))
 orders = st.builds(Order, finished_at=times, step=st.integers(-1, 3), run_id=st.sampled_from(["", "a", "b"]))
@@ -29,7 +31,7 @@ def version(number: int, order: Order, published_at: datetime) -> Version:
         files=(),
         published=True,
     )
-    return Version(receipt=receipt, order=order, published_at=published_at)
+    return Version(receipt=receipt, manifest=MANIFEST, order=order, published_at=published_at)
 
 
 versions = st.lists(st.tuples(orders, times), max_size=9).map(

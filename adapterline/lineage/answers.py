@@ -1,0 +1,207 @@
+"""What the index answers: frozen, and as JSON what the command line, a page and an API give."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, Field
+
+from adapterline.values import Manifest
+from adapterline.values.base import Value
+
+Sort = Literal["created", "finished", "name", "size"]
+
+
+class VersionFilter(Value):
+    """Which versions. Texts are patterns, in which * stands for anything and ? for one character."""
+
+    name: str | None = None
+    family: str | None = None
+    base: str | None = Field(None, description="the model it was trained on")
+    run_id: str | None = None
+    checkpoint: str | None = Field(None, description="its URI as it was given, its name, or 8 digits of its digest")
+    alias: str | None = Field(None, description="that points to it, anywhere")
+    search: str | None = Field(None, description="a part of its name, family, base, run id or checkpoint's name")
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = Field(None, description="before this")
+
+
+class RunFilter(Value):
+    """Which runs of the line. Texts are patterns, as in `VersionFilter`."""
+
+    outcome: str | None = Field(None, description="None: any")
+    name: str | None = None
+    family: str | None = None
+    base: str | None = None
+    run_id: str | None = None
+    checkpoint: str | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+
+
+class ComponentEntry(Value):
+    """A component of an adapter."""
+
+    component: str
+    adapter_type: str
+    rank: Any = Field(description="one number, or every rank that occurs")
+    alpha: Any
+    dtype: Any
+    modules: int
+    parameters: int
+
+
+class AliasEntry(Value):
+    """An alias that points to a version at one place."""
+
+    alias: str
+    place: str
+
+
+class PlaceEntry(Value):
+    """Where a version is published, or offered in a pull request."""
+
+    place: str
+    state: Literal["published", "proposed"]
+    location: str
+    manifest_sha256: str
+    published_at: AwareDatetime = Field(
+        description="the end of the first run that put it there, else as the place says"
+    )
+
+
+class VersionEntry(Value):
+    """A version in a list. `digest` is the bundle's, `size` that of its files in bytes."""
+
+    name: str
+    digest: str
+    outcome: Literal["exported", "validated"] = Field(description="validated: proven, and published nowhere")
+    family: str
+    base_model: str
+    base_revision: str
+    source_name: str
+    source_digest: str
+    run_id: str | None
+    step: int | None
+    finished_at: AwareDatetime | None
+    created_at: AwareDatetime = Field(description="the end of its first run; without a record, when it was published")
+    size: int
+    components: tuple[ComponentEntry, ...]
+    places: tuple[PlaceEntry, ...]
+    aliases: tuple[AliasEntry, ...]
+
+    @property
+    def sha12(self) -> str:
+        """What its version is called."""
+        return self.digest[:12]
+
+
+class VersionPage(Value):
+    """Some of the versions that a filter lets through, and how many there are."""
+
+    versions: tuple[VersionEntry, ...]
+    total: int
+
+
+class RunEntry(Value):
+    """A run of the line in a list: of an export, a refusal or a failure."""
+
+    id: str
+    outcome: str
+    started_at: AwareDatetime
+    ended_at: AwareDatetime
+    checkpoint: str
+    name: str | None
+    digest: str | None = Field(description="of the version that it proved or published")
+    family: str | None
+    base_model: str | None
+    run_id: str | None
+    error: str | None
+    error_type: str | None
+
+
+class RunPage(Value):
+    """Some of the runs that a filter lets through, and how many there are."""
+
+    runs: tuple[RunEntry, ...]
+    total: int
+
+
+class Relative(Value):
+    """A version that another was made from, or that was made from another."""
+
+    kind: Literal["resumed-from", "previous"] = Field(
+        description="resumed-from: its training went on from there; previous: the export of the same name before"
+    )
+    stated: str = Field(description="the digest or the run id that says so")
+    name: str | None = Field(description="null: the index does not know it")
+    digest: str | None
+
+
+class Lineage(Value):
+    """Where something comes from and where it went. Of a run that made no version, the run alone."""
+
+    version: VersionEntry | None
+    manifest: Manifest | None
+    runs: tuple[dict[str, Any], ...] = Field(
+        description="the records, the newest first; without the manifest where it is the version's own"
+    )
+    parents: tuple[Relative, ...]
+    children: tuple[Relative, ...]
+
+
+class Match(Value):
+    """What a file on somebody's disk is."""
+
+    by: Literal["file", "tensors"] = Field(description="tensors: its header was changed, or the order of its data")
+    sha256: str
+    tensors_sha256: str | None
+    path: str = Field(description="what it is called in the version")
+    layout: str
+    version: VersionEntry
+
+
+class Matches(Value):
+    """Every version that has this file."""
+
+    file: str
+    matches: tuple[Match, ...]
+
+
+class Count(Value):
+    """How many have this value."""
+
+    value: str
+    count: int
+
+
+class Counts(Value):
+    """What is in the index, in numbers."""
+
+    versions: int
+    bytes: int
+    names: int
+    runs: int
+    by_outcome: tuple[Count, ...] = Field(description="of runs")
+    by_family: tuple[Count, ...] = Field(description="of versions")
+    by_base: tuple[Count, ...] = Field(description="of versions: the twenty that most have")
+
+
+class PlaceRead(Value):
+    """What became of a place when the index was made anew."""
+
+    place: str
+    status: Literal["read", "absent", "failed"] = Field(
+        description="absent: a folder that this machine does not have; of it and of a failed one the records count"
+    )
+    versions: int
+    why: str = ""
+
+
+class Reindexed(Value):
+    """What the index was made of."""
+
+    records: int
+    unread: int = Field(description="records that this version of adapterline does not read")
+    versions: int
+    places: tuple[PlaceRead, ...]

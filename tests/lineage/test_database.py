@@ -1,0 +1,164 @@
+"""The database under the index: migrated when it is opened, shared by several processes, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
+
+from adapterline.errors import MachineError
+from adapterline.lineage import Index
+from adapterline.lineage.database import Database
+from adapterline.lineage.tables import HEAD, metadata
+from adapterline.values import Package
+from tests.lineage.recorded import export, record_of
+
+ROOT = Path(__file__).parent.parent.parent
+_WRITER = """
+import sys
+from adapterline.lineage import Index
+from adapterline.values import LineageRecord
+for line in sys.stdin:
+    assert Index(sys.argv[1]).add(LineageRecord.model_validate_json(line))
+"""
+
+
+def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'index'}").reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_head_is_the_newest_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "adapterline/lineage/migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_an_index_of_a_later_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'index'}"
+    assert Index(url).counts().versions == 0
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+    with pytest.raises(MachineError, match="another version of adapterline"):
+        Index(url).counts()
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "later"
+    engine.dispose()
+
+
+def test_the_same_record_twice_is_one(records: Path, tmp_path: Path, make: Callable[..., Package]) -> None:
+    record = export(make(1), str(tmp_path / "published"))
+    before = Index().show("tiny")
+    assert Index().add(record) is False
+    assert Index().show("tiny") == before
+    assert Index().runs().total == 1
+
+
+def test_the_order_of_arrival_makes_no_difference(tmp_path: Path, make: Callable[..., Package]) -> None:
+    """Two runs made the same bundle, with manifests that differ: the earlier one's counts."""
+    written = [record_of(make(1, tool=str(day)), day=day) for day in (1, 2, 3)]
+    answers = []
+    for number, order in enumerate([(0, 1, 2), (2, 1, 0), (1, 2, 0)]):
+        index = Index(f"sqlite:///{tmp_path / f'index-{number}'}")
+        for each in order:
+            index.add(written[each])
+        answers.append(index.show("tiny"))
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0].manifest == written[0].manifest
+
+
+def test_processes_write_a_new_index_at_once(tmp_path: Path, make: Callable[..., Package]) -> None:
+    _write_at_once(f"sqlite:///{tmp_path / 'new' / 'index'}", make)
+
+
+def _write_at_once(url: str, make: Callable[..., Package], writers: int = 3, each: int = 8) -> None:
+    """Processes that all begin before there is a table, and all tell of the same version."""
+    package = make(1)
+    processes = []
+    for writer in range(writers):
+        given = [record_of(package, day=writer * each + number + 1) for number in range(each)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, url], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append((process, "".join(f"{record.model_dump_json()}\n" for record in given)))
+    for process, given in processes:
+        assert process.stdin is not None
+        process.stdin.write(given)
+        process.stdin.close()
+    for process, _ in processes:
+        assert process.wait(120) == 0, process.stderr and process.stderr.read()
+        assert process.stderr is not None
+        process.stderr.close()
+    counts = Index(url).counts()
+    assert (counts.runs, counts.versions) == (writers * each, 1)
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty database of a real server."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = str(found[-1]) if found else shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("no PostgreSQL is installed: initdb is neither in PATH nor below /usr/lib/postgresql")
+    # The server refuses to run as root, and pytest's folders are closed to others.
+    user = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="adapterline-postgres-"))
+    if user:
+        shutil.chown(folder, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    programs = Path(initdb).resolve().parent
+    control = [str(programs / "pg_ctl"), "-D", str(folder / "data"), "-w"]
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    try:
+        made = [initdb, "-D", str(folder / "data"), "-U", "index", "-A", "trust", "--locale", "C.UTF-8", "-N"]
+        subprocess.run(made, user=user, cwd=folder, check=True, capture_output=True)
+        start = [*control, "-l", str(folder / "log"), "-o", options, "start"]
+        subprocess.run(start, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        yield f"postgresql://index@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], user=user, cwd=folder, capture_output=True)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_postgres_migrates_once_for_several_writers(postgres: str, make: Callable[..., Package]) -> None:
+    _write_at_once(postgres, make)
+    with Database(postgres).reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, metadata) == []
+
+
+@pytest.mark.slow
+def test_postgres_answers_what_sqlite_answers(
+    postgres: str, records: Path, tmp_path: Path, make: Callable[..., Package], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = str(tmp_path / "published")
+    for day, package in enumerate((make(1), make(2), make(3, name="other")), 1):
+        export(package, place, day=day)
+    sqlite, other = Index(), Index(postgres)
+    assert other.reindex() == sqlite.reindex()
+    assert other.versions() == sqlite.versions()
+    assert other.versions(sort="finished") == sqlite.versions(sort="finished")
+    assert other.runs() == sqlite.runs()
+    assert other.counts() == sqlite.counts()
+    for what in ("tiny", "other@latest"):
+        assert other.show(what) == sqlite.show(what)
