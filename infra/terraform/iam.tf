@@ -1,43 +1,45 @@
-# What docs/destinations.md and docs/retention.md say that publishing and pruning need, below the prefixes and no more.
+# The actions are those of s3-permissions.json, which tests/infra/test_permissions.py holds real requests against.
 # There is no policy that deletes versions: what an exporter removes or overwrites comes back from the bucket's versions.
+# No listing depends on a prefix: a request for an object has none, so S3 would answer 403 where one is missing, not 404.
 data "aws_caller_identity" "current" {}
 
 locals {
+  permissions = jsondecode(file("${path.module}/../s3-permissions.json"))
   objects = [
     "${aws_s3_bucket.adapters.arn}/${var.prefix}/*",
     "${aws_s3_bucket.adapters.arn}/${var.records_prefix}/*",
   ]
 }
 
+# An audit proves the effect, too, where it may read the checkpoint.
+data "aws_iam_policy_document" "checkpoints" {
+  count = length(var.checkpoints) > 0 ? 1 : 0
+
+  statement {
+    sid       = "FindCheckpoints"
+    actions   = local.permissions.checkpoints.bucket
+    resources = distinct([for each in var.checkpoints : split("/", each)[0]])
+  }
+
+  statement {
+    sid       = "ReadCheckpoints"
+    actions   = local.permissions.checkpoints.objects
+    resources = var.checkpoints
+  }
+}
+
 data "aws_iam_policy_document" "exporter" {
-  statement {
-    sid       = "List"
-    actions   = ["s3:ListBucket"]
-    resources = [aws_s3_bucket.adapters.arn]
+  source_policy_documents = data.aws_iam_policy_document.checkpoints[*].json
 
-    condition {
-      test     = "StringLike"
-      variable = "s3:prefix"
-      values   = ["${var.prefix}/*", "${var.records_prefix}/*"]
-    }
-  }
-
-  # Unfinished uploads of an interrupted run, which are taken up or ended.
   statement {
-    sid       = "ListUploads"
-    actions   = ["s3:ListBucketMultipartUploads"]
+    sid       = "Find"
+    actions   = local.permissions.exporter.bucket
     resources = [aws_s3_bucket.adapters.arn]
   }
 
   statement {
-    sid = "Publish"
-    actions = [
-      "s3:AbortMultipartUpload",
-      "s3:DeleteObject",
-      "s3:GetObject",
-      "s3:PutObject",
-      "s3:PutObjectTagging",
-    ]
+    sid       = "Publish"
+    actions   = local.permissions.exporter.objects
     resources = local.objects
   }
 
@@ -46,38 +48,20 @@ data "aws_iam_policy_document" "exporter" {
     actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
     resources = [aws_kms_key.adapters.arn]
   }
-
-  dynamic "statement" {
-    for_each = length(var.checkpoints) > 0 ? [true] : []
-
-    content {
-      sid       = "ReadCheckpoints"
-      actions   = ["s3:GetObject"]
-      resources = var.checkpoints
-    }
-  }
-
-  dynamic "statement" {
-    for_each = length(var.checkpoints) > 0 ? [true] : []
-
-    content {
-      sid       = "ListCheckpoints"
-      actions   = ["s3:ListBucket"]
-      resources = distinct([for each in var.checkpoints : split("/", each)[0]])
-    }
-  }
 }
 
 data "aws_iam_policy_document" "auditor" {
+  source_policy_documents = data.aws_iam_policy_document.checkpoints[*].json
+
   statement {
-    sid       = "List"
-    actions   = ["s3:ListBucket", "s3:ListBucketVersions"]
+    sid       = "Find"
+    actions   = local.permissions.auditor.bucket
     resources = [aws_s3_bucket.adapters.arn]
   }
 
   statement {
     sid       = "Read"
-    actions   = ["s3:GetObject", "s3:GetObjectTagging", "s3:GetObjectVersion"]
+    actions   = local.permissions.auditor.objects
     resources = local.objects
   }
 

@@ -31,7 +31,7 @@ variable "records_prefix" {
 }
 
 variable "checkpoints" {
-  description = "ARNs of the objects that exporters may read checkpoints from, as arn:aws:s3:::runs/sdxl/*."
+  description = "ARNs of the objects that exporters and auditors may read checkpoints from, as arn:aws:s3:::runs/sdxl/*."
   type        = list(string)
   default     = []
 }

@@ -49,7 +49,7 @@ def test_every_image_is_a_release_and_ours_is_this_one() -> None:
     images = {service["image"] for service in COMPOSE["services"].values()}
     images |= set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE))
     for image in images:
-        name, _, tag = image.rpartition(":")
+        name, _, tag = image.partition("@")[0].rpartition(":")
         assert _RELEASE.fullmatch(tag), image
         if name.startswith("adapterline"):
             assert tag == VERSION, image
@@ -59,7 +59,7 @@ def test_every_image_is_a_release_and_ours_is_this_one() -> None:
 
 def test_providers_charts_and_tools_are_pinned() -> None:
     versions = (INFRA / "terraform" / "versions.tf").read_text()
-    assert re.findall(r'^ +version += "(.*)"', versions, re.MULTILINE) == ["6.12.0"]
+    assert re.findall(r'^ +version += "(.*)"', versions, re.MULTILINE) == ["5.100.0"]
     assert re.search(
         r"prefect/prefect-worker --version \d+\.\d+\.\d+ ", (INFRA / "helm/values-worker.yaml").read_text()
     )
