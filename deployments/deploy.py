@@ -19,6 +19,7 @@ from uuid import UUID
 import yaml
 from cyclopts import App, Parameter
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.exceptions import ObjectNotFound
 
 from deployments.automations import HEARTBEAT, apply, automations
@@ -75,9 +76,7 @@ def deploy(
     """
     if pool_type != "process":
         _check_containers(pool_type, image, records)
-    variables = _variables(env or ()) | {
-        variable: f"{{{{ prefect.blocks.secret.{block} }}}}" for variable, block in _variables(secret or ()).items()
-    }
+    variables, secrets = _variables(env or ()), _variables(secret or ())
     if records:
         variables["ADAPTERLINE_RECORDS"] = records
     document = filled(to, root, name or [], timezone, variables, image=image)
@@ -87,6 +86,8 @@ def deploy(
         file.write_text(yaml.safe_dump(document, sort_keys=False))
         _prefect("deploy", "--all", "--prefect-file", str(file))
     with get_client(sync_client=True) as client:
+        for each in document["deployments"] if secrets else ():
+            _give_secrets(client, each, secrets)
         apply(client, automations(_block(client, notify) if notify else None))
 
 
@@ -121,6 +122,15 @@ def filled(
         if image:
             job["image"] = image
     return document
+
+
+def _give_secrets(client: SyncPrefectClient, document: dict[str, Any], secrets: dict[str, str]) -> None:
+    """Refers to the blocks, for the worker to resolve. `prefect deploy` would put their values into the deployment."""
+    flow = document["entrypoint"].rpartition(".")[2].replace("_", "-")
+    deployment = client.read_deployment_by_name(f"{flow}/{document['name']}")
+    references = {variable: f"{{{{ prefect.blocks.secret.{block} }}}}" for variable, block in secrets.items()}
+    job = deployment.job_variables | {"env": {**deployment.job_variables.get("env", {}), **references}}
+    client.update_deployment(deployment.id, DeploymentUpdate(job_variables=job))
 
 
 def _variables(given: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,11 @@ from tests.conftest import Trained
 from tests.deployed import Deployed, copied, eventually
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def deployed(sturdy_deployed: Deployed) -> Deployed:
+    return sturdy_deployed
 
 
 def told(deployed: Deployed, subject: str, text: str) -> dict[str, Any]:
@@ -91,8 +97,19 @@ def test_deploying_without_somebody_to_tell_tells_nobody(deployed: Deployed) -> 
     }
 
 
-def test_a_secret_of_a_block_reaches_the_run_and_not_the_deployment(deployed: Deployed, trained: Trained) -> None:
+def test_a_secret_of_a_block_reaches_the_run_and_not_the_deployment(deployed: Deployed) -> None:
     deployed.deploy("--secret", "PAGE_TOKEN=page-token", "--env", "ADAPTERLINE_RETRIES=0")
     (found,) = deployed.post("/deployments/filter", {"deployments": {"name": {"any_": ["on-completion"]}}})
     assert found["job_variables"]["env"]["PAGE_TOKEN"] == "{{ prefect.blocks.secret.page-token }}"
     assert "a secret of the block" not in str(found)
+    # `command` is a job variable of processes: what runs says what it was given.
+    heard = deployed.home / "heard"
+    asked = {
+        "parameters": {"checkpoint": "nowhere"},
+        "job_variables": {
+            "command": f"{sys.executable} -c \"import os; open('{heard}', 'w').write(os.environ['PAGE_TOKEN'])\""
+        },
+    }
+    deployed.post(f"/deployments/{found['id']}/create_flow_run", asked)
+    eventually(heard.exists, "run")
+    eventually(lambda: heard.read_text() == "a secret of the block", "secret")
