@@ -14,7 +14,9 @@ from pydantic import Field
 
 from adapterline.destinations import open_destination
 from adapterline.errors import AdapterlineError
+from adapterline.lineage import Index
 from adapterline.lineage.records import open_records
+from adapterline.package.signature import open_signer
 from adapterline.scratch import Scratch
 from adapterline.settings import Settings
 from adapterline.values.base import Value
@@ -48,6 +50,9 @@ def examine(to: tuple[str, ...] = ()) -> Iterator[Finding]:
     yield Finding(name="settings", status="ok", observed="ADAPTERLINE_* and adapterline.toml are valid")
     yield _scratch(settings)
     yield _records(settings)
+    yield _index()
+    if settings.signing_key:
+        yield _signing(settings)
     for uri in to:
         yield _destination(uri)
 
@@ -137,6 +142,22 @@ def _records(settings: Settings) -> Finding:
     if isinstance(found, Finding):
         return found
     return Finding(name="records", status="ok", observed=f"{settings.records} can be read")
+
+
+def _index() -> Finding:
+    """Opens it, which makes its tables if there are none: the next export would."""
+    found = tried("index", lambda: Index().counts())
+    if isinstance(found, Finding):
+        return found
+    return Finding(name="index", status="ok", observed=f"{found.versions} versions, {found.runs} runs")
+
+
+def _signing(settings: Settings) -> Finding:
+    found = tried("signing key", lambda: open_signer(settings))
+    if isinstance(found, Finding):
+        return found
+    made = "with its certificate" if settings.signing_certificate else "alone, without a certificate"
+    return Finding(name="signing key", status="ok", observed=f"can sign, {made}")
 
 
 def _destination(uri: str) -> Finding:

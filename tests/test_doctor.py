@@ -10,6 +10,7 @@ import pytest
 
 from adapterline import api
 from adapterline.checkup import Finding, examine
+from tests.signing_fixtures import Identity
 
 Of = Callable[[str], Finding]
 
@@ -54,6 +55,21 @@ def test_settings_that_are_wrong_are_said_and_nothing_is_tried_with_them(
     found = list(examine(("/nowhere",)))
     assert (found[-1].name, found[-1].status) == ("settings", "failed")
     assert "ADAPTERLINE_RETRIES" in found[-1].remedy
+
+
+def test_an_index_that_cannot_be_used_is_found(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERLINE_INDEX", "sqlite:////proc/nowhere/index.sqlite")
+    assert of("index").status == "failed"
+
+
+def test_a_signing_key_that_cannot_sign_is_found(
+    of: Of, identity: Identity, stranger: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERLINE_SIGNING_KEY", str(identity.key))
+    assert of("signing key").status == "ok"
+    monkeypatch.setenv("ADAPTERLINE_SIGNING_CERTIFICATE", str(stranger.certificate))
+    found = of("signing key")
+    assert (found.status, "of another key" in found.observed) == ("failed", True)
 
 
 def test_a_destination_that_forbids_is_found(of: Callable[..., Finding], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from adapterline.settings import Settings
+from deployments.deploy import QUEUES
 from infra.base_job_templates import HOME, USER
 from infra.terraform_format import misplaced
 
@@ -77,7 +78,7 @@ def test_secrets_come_from_outside_and_have_no_defaults() -> None:
     example = dict(line.split("=", 1) for line in (INFRA / "env.example").read_text().splitlines() if "=" in line)
     assert given == set(example)
     assert set(example.values()) == {""}
-    assert set(re.findall(r"\$\{(\w+):-", text)) == {"HF_TOKEN"}
+    assert set(re.findall(r"\$\{(\w+):-", text)) == {"HF_TOKEN", "LISTEN_SECRET"}  # for what not everybody uses
 
 
 def test_nothing_listens_beyond_this_machine_and_only_renders_have_a_gpu() -> None:
@@ -88,11 +89,11 @@ def test_nothing_listens_beyond_this_machine_and_only_renders_have_a_gpu() -> No
     assert {name for name, each in services.items() if "deploy" in each} == {"worker-gpu"}
     assert services["worker-gpu"]["profiles"] == ["gpu"]
     queues = {
-        name: re.findall(r"--work-queue (\w+)", " ".join(services[name]["command"]))
+        name: re.findall(r"--work-queue[ =](\w+)", " ".join(services[name]["command"]))
         for name in services
         if name.startswith("worker")
     }
-    assert queues == {"worker": ["exports", "sweeps"], "worker-gpu": ["renders"]}
+    assert queues == {"worker": [queue for queue in QUEUES if queue != "renders"], "worker-gpu": ["renders"]}
 
 
 def test_the_image_runs_as_the_user_that_the_templates_name_and_copies_only_what_is_let_in() -> None:
