@@ -54,6 +54,18 @@ def test_the_published_schema_is_the_models(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_field_of_a_schema_is_explained(name: str) -> None:
+    schema = json.loads((FOLDER / name).read_text())
+    unexplained = [
+        f"{title}.{field}"
+        for title, node in {"": schema, **schema["$defs"]}.items()
+        for field, said in node.get("properties", {}).items()
+        if not said.get("description")
+    ]
+    assert not unexplained
+
+
 def test_there_is_no_schema_without_a_model() -> None:
     assert {path.name for path in FOLDER.iterdir()} == set(SCHEMAS)
 

@@ -15,10 +15,10 @@ class ExportedFile(Value):
     """A file of the bundle. Its bytes are the export."""
 
     role: str = Field(description="weights, embedding, or config")
-    layout: str
+    layout: str = Field(description="whose keys it has: diffusers, kohya or peft")
     path: str = Field(description="relative to the publication")
     size: int = Field(ge=0, description="bytes")
-    sha256: Sha256
+    sha256: Sha256 = Field(description="of the whole file")
     tensors_sha256: Sha256 | None = Field(
         description="sha256 of the tensor bytes alone, after the header; null for a file that is not safetensors"
     )

@@ -33,9 +33,9 @@ class License(Value):
     has no identifier for, `name` and `link` say which it is.
     """
 
-    id: LicenseId
-    name: Word | None = None
-    link: LicenseLink | None = None
+    id: LicenseId = Field(description="the Hub's identifier")
+    name: Word | None = Field(None, description="of a licence that is other")
+    link: LicenseLink | None = Field(None, description="where the text of one that is other is")
 
 
 class ExportOptions(Value):
@@ -90,16 +90,16 @@ class ExportOptions(Value):
 class TrainingRun(Value):
     """The run that left the checkpoint, as its event or its descriptor tells it. Every field may be unknown."""
 
-    run_id: str | None = Field(None, max_length=200)
-    finished_at: AwareDatetime | None = None
-    step: int | None = Field(None, ge=0)
+    run_id: str | None = Field(None, max_length=200, description="the trainer's or the platform's name of the run")
+    finished_at: AwareDatetime | None = Field(None, description="when training ended; decides which export is latest")
+    step: int | None = Field(None, ge=0, description="the last one")
     base_model: str | None = Field(
         None,
         max_length=300,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?$",
         description="what it was trained on: a Hub id, with @revision if known",
     )
-    dataset: str | None = None
+    dataset: str | None = Field(None, description="what it was trained with: a URI, a name, a version")
     code: str | None = Field(None, description="repository and commit of the training code")
-    trainer: str | None = None
+    trainer: str | None = Field(None, description="the program, and its version")
     parents: tuple[str, ...] = Field((), description="digests or run ids that it was resumed from")

@@ -38,7 +38,7 @@ class LoadCall(Value):
     pipeline: str = Field(description="a diffusers pipeline class")
     method: str = Field(description="its method; of peft: the class and method that make the adapted model")
     weight_name: str = Field(description="the file; of peft: the folder with its configuration")
-    kwargs: dict[str, str | int | float | bool] = {}
+    kwargs: dict[str, str | int | float | bool] = Field({}, description="further arguments")
     attributes: dict[str, str] = Field(
         {}, description="arguments that are the pipeline's own: `text_encoder` -> the name of its attribute"
     )
@@ -68,9 +68,9 @@ class Transform(Value):
     """Something that was done between the checkpoint and the file."""
 
     kind: str = Field(description="what: fold-scale, store-fp32, cast, rename, ...")
-    detail: str
+    detail: str = Field(description="with which numbers")
     layout: str | None = Field(None, description="the layout in whose files it was done; null: in all of them")
-    component: str | None = None
+    component: str | None = Field(None, description="of the pipeline; null: all of them")
     modules: tuple[str, ...] = Field((), description="the modules it applies to; empty: all of the component")
     errors: dict[str, float] = Field({}, description="relative error of the weight's change by module, if it made one")
 

@@ -35,18 +35,18 @@ def signature_name(manifest_sha256: str) -> str:
 class PackagedFile(Value):
     """A file that is published: of the bundle, the card, the provenance, a signature, or an image."""
 
-    path: str
-    size: int
-    sha256: Sha256
+    path: str = Field(description="relative to the publication")
+    size: int = Field(description="bytes")
+    sha256: Sha256 = Field(description="of the whole file")
 
 
 class RenderedImage(PackagedFile):
     """A PNG with the base's and the adapted image side by side, named by its digest: it varies between machines."""
 
-    width: int
-    height: int
-    prompt: str
-    seed: int
+    width: int = Field(description="pixels, of both images together")
+    height: int = Field(description="pixels")
+    prompt: str = Field(description="what was rendered")
+    seed: int = Field(description="of the noise")
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class Latest(Value):
 class Receipt(Value):
     """A package lies at a destination, read back with the right digests, and nobody sees it yet."""
 
-    destination: str
-    name: str
-    digest: Sha256
-    location: str
+    destination: str = Field(description="as it was asked for")
+    name: str = Field(description="what it is published under")
+    digest: Sha256 = Field(description="of the bundle")
+    location: str = Field(description="where its files lie")
     manifest_sha256: Sha256 = Field(description="of the manifest that counts there: the first one wins")
-    files: tuple[PackagedFile, ...]
+    files: tuple[PackagedFile, ...] = Field(description="what was read back there")
     published: bool = Field(description="it was already visible before this run")
     token: str = Field("", description="what the destination needs to find its staging again")
 
@@ -119,10 +119,10 @@ class Receipt(Value):
 class Publication(Value):
     """A package is visible at a destination, or offered there."""
 
-    receipt: Receipt
+    receipt: Receipt = Field(description="what lies there")
     latest: Literal["moved", "kept", "proposed"] = Field(
         description="kept: what `latest` points to is newer; proposed: a pull request to move it is open"
     )
-    url: str
+    url: str = Field(description="for a person")
     load: str = Field(description="what to pass to load_lora_weights")
     revision: str = Field("", description="what to pass as its revision, if anything")
