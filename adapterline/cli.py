@@ -474,7 +474,7 @@ def listen(
     from adapterline import api
 
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("adapterline.listen").setLevel(logging.INFO)
+    logging.getLogger("adapterline").setLevel(logging.INFO)
     api.listen(host, port, sqs or (), sqs_sender)
 
 

@@ -24,7 +24,7 @@ NOT_UNDERSTOOD: Final = "training.run.not-understood"
 DRIFTED: Final = "adapter.drifted"
 _JOB = "adapterline-job-"  # of variables: the last checkpoint of each job of a trainer whose end names none
 _FORGOTTEN = timedelta(days=30)
-log = logging.getLogger("adapterline.listen")
+log = logging.getLogger("adapterline.prefect_events")
 
 
 def send(event: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Mapping
 
-from adapterline.errors import AdapterlineError, MachineError, UsageError
+from adapterline.errors import MachineError, UsageError
 from adapterline.events.queue import consume
 from adapterline.events.receiver import Told, Way, make_app, ways_of
 from adapterline.events.translators import TRANSLATORS
@@ -31,12 +31,12 @@ def listen(told: Told, host: str, port: int, queues: tuple[str, ...], queue_send
             expected=f"one of {', '.join((*TRANSLATORS, *settings.senders))}",
             remedy="Correct --sqs-sender, or add it to senders in adapterline.toml.",
         )
-    stop, failed = threading.Event(), list[AdapterlineError]()
+    stop, failed = threading.Event(), list[Exception]()
 
     def run(url: str) -> None:
         try:
             consume(url, queue_sender, ways, told, stop)
-        except AdapterlineError as error:
+        except Exception as error:  # whatever it is: a listener that is deaf to its queue must not look alive
             failed.append(error)
             stop.set()
 

@@ -14,10 +14,10 @@ import hmac
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from adapterline.errors import AdapterlineError, UsageError
+from adapterline.errors import AdapterlineError, EventError, UsageError
 from adapterline.events.sender import Sender
 from adapterline.events.training_completed import TrainingCompleted
 from adapterline.events.translators import TRANSLATORS, Surroundings, Translator, translator_of, unwrapped
@@ -46,7 +46,7 @@ class Way:
 
     name: str
     translate: Translator
-    secret: bytes
+    secret: bytes = field(repr=False)
     signature_header: str | None = None
 
     def admits(self, headers: Mapping[str, str], body: bytes) -> bool:
@@ -99,7 +99,7 @@ def handle(way: Way, payload: Any, told: Told, message: str) -> tuple[str, ...]:
     Other errors, which another try may end, pass: MachineError, and CheckpointError of a descriptor.
     """
     try:
-        events = way.translate(unwrapped(payload), told)
+        events = _translated(way, payload, told)
     except AdapterlineError as error:
         if not error.transient:
             told.refused(way.name, error, message)
@@ -108,6 +108,17 @@ def handle(way: Way, payload: Any, told: Told, message: str) -> tuple[str, ...]:
     for event, id_ in zip(events, ids, strict=True):
         log.info("%s: %s ended, event %s", way.name, event.checkpoint, id_)
     return ids
+
+
+def _translated(way: Way, payload: Any, told: Told) -> tuple[TrainingCompleted, ...]:
+    try:
+        return way.translate(unwrapped(payload), told)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EventError(
+            f"A message of {way.name} has another shape than its platform sends ({type(error).__name__}: {error}).",
+            expected="what the platform's documentation shows",
+            remedy="Look at what the sender really sends.",
+        ) from error
 
 
 def make_app(ways: Mapping[str, Way], told: Told) -> FastAPI:

@@ -171,6 +171,10 @@ def test_what_cannot_be_understood_is_refused_and_alerted(listening: Listening) 
     assert (answer.status_code, answer.json()["error"]) == (422, "EventError")
     alerts = eventually(lambda: listening.events("training.run.not-understood", sender="simpletuner"), "alert")
     assert "none of its checkpoints was told of" in alerts[0]["payload"]["message"]
+    complete = [{"type": "Complete", "status": "True"}]
+    odd = {"kind": "Job", "metadata": {"annotations": [1]}, "status": {"conditions": complete}}
+    answer = listening.post("kubernetes", json.dumps(odd))
+    assert (answer.status_code, "another shape" in answer.json()["message"]) == (422, True)
     assert listening.post("simpletuner", "{").status_code == 400
     assert listening.post("simpletuner", "[" * 100_000).status_code == 400
 
