@@ -292,6 +292,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         ("lineage show", "lineage"),
         ("lineage which", "lineage"),
         ("lineage reindex", "lineage"),
+        ("lineage compare", "lineage"),
         ("demo", "quickstart"),
     ],
 )

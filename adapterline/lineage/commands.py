@@ -112,6 +112,26 @@ def which(file: Path, *, json: Json = False) -> None:
 
 
 @app.command
+def compare(new: str, before: str, *, base: str, json: Json = False) -> None:
+    """Say how far two adapters are from each other: the norms of what they do to the weights, and the cosine.
+
+    Parameters
+    ----------
+    new
+        A checkpoint or an export: a path, s3://bucket/key or hf://org/name[@revision].
+    before
+        Another one, of the same base.
+    base
+        What both were trained on: a diffusers pipeline folder, a Hub id, or an alias (sd15, sdxl, flux-dev, ...).
+    """
+    from adapterline.lineage.drift import compare as compare_
+    from adapterline.lineage.texts import drift_text
+
+    found = compare_(new, before, base)
+    print_document(found.model_dump(mode="json"), lambda: drift_text(found), json)
+
+
+@app.command
 def reindex(
     *, from_: Annotated[list[str] | None, Parameter(name="--from", negative="")] = None, json: Json = False
 ) -> None:

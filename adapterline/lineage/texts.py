@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         VersionEntry,
         VersionPage,
     )
+    from adapterline.lineage.drift import Drift
 
 _WIDE = 100_000
 #: What would move the cursor or break a line; a checkpoint's name may have it.
@@ -89,6 +90,19 @@ def reindexed_text(done: Reindexed) -> str:
         why = f": {place.why}" if place.why else f", {place.versions} versions"
         lines.append(f"  {place.status:<6} {place.place}{why}")
     return "\n".join(map(_clean, lines))
+
+
+def drift_text(found: Drift) -> str:
+    """A line for each component, and its layer that turned the most."""
+    lines = []
+    for name, each in found.components.items():
+        cosine = "-" if each.cosine is None else f"{each.cosine:.4f}"
+        lines.append(f"{name}: norm {each.norm:.6g}, before {each.before:.6g}, cosine {cosine}")
+        turned = {layer: drift.cosine for layer, drift in each.modules.items() if drift.cosine is not None}
+        if turned:
+            farthest = min(turned, key=lambda layer: turned[layer])
+            lines.append(f"  of {len(each.modules)} layers {farthest} turned the most: cosine {turned[farthest]:.4f}")
+    return "\n".join(lines)
 
 
 def _table(rows: Sequence[Sequence[str]], total: int, what: str) -> str:
