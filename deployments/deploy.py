@@ -19,7 +19,8 @@ from uuid import UUID
 import yaml
 from cyclopts import App, Parameter
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.exceptions import ObjectNotFound
 
 from deployments.automations import HEARTBEAT, apply, automations
@@ -80,7 +81,8 @@ def deploy(
     if records:
         variables["ADAPTERLINE_RECORDS"] = records
     document = filled(to, root, name or [], timezone, variables, image=image)
-    _create_pool(pool_type, concurrency)
+    with get_client(sync_client=True) as client:
+        _create_pool(client, pool_type, concurrency)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prefect.yaml")
         file.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -167,17 +169,29 @@ def _check_containers(kind: str, image: str | None, records: str | None) -> None
     sys.exit(2)
 
 
-def _create_pool(kind: str, concurrency: int) -> None:
-    template = TEMPLATES / f"{kind}.json"
-    given = ["--base-job-template", str(template)] if template.exists() else []
-    _prefect("work-pool", "create", POOL, "--type", kind, "--overwrite", *given)
+def _create_pool(client: SyncPrefectClient, kind: str, concurrency: int) -> None:
+    """The pool and its queues, created or updated. A pool of another type stays what it is: Prefect changes no type."""
+    found = client.read_work_pools(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
+    if found and found[0].type != kind:
+        print(
+            f"error: the work pool {POOL} is there, of type {found[0].type}, and not {kind}. "
+            f"Delete it (`prefect work-pool delete {POOL}`), and deploy again.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     # A sweep waits for exports, and a crashed export for its restart: neither may take the place of what it waits for.
-    _prefect("work-pool", "set-concurrency-limit", POOL, str(concurrency + len(QUEUES) - 1))
-    existing = json.loads(_prefect("work-queue", "ls", "--pool", POOL, "--output", "json"))
+    pool = WorkPoolCreate(
+        name=POOL,
+        type=kind,
+        base_job_template=json.loads((TEMPLATES / f"{kind}.json").read_text()),
+        concurrency_limit=concurrency + len(QUEUES) - 1,
+    )
+    client.create_work_pool(pool, overwrite=True)
+    there = {queue.name: queue.id for queue in client.read_work_queues(work_pool_name=POOL)}
     for queue, limit in QUEUES.items():
-        if queue not in {each["name"] for each in existing}:
-            _prefect("work-queue", "create", queue, "--pool", POOL)
-        _prefect("work-queue", "set-concurrency-limit", queue, str(min(limit, concurrency)), "--pool", POOL)
+        if queue not in there:
+            there[queue] = client.create_work_queue(queue, work_pool_name=POOL).id
+        client.update_work_queue(there[queue], concurrency_limit=min(limit, concurrency))
 
 
 #: How many runs of each at once, at most: exports need a processor, as many as are asked for; renders a GPU; there is

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from adapterline.audits import AuditedVersion, AuditReport, audit_markdown, examine_place, places_of
 from adapterline.audits.examine import Shelf, unreadable
 from adapterline.errors import AdapterlineError, AuditFailedError
-from adapterline.lineage.records import open_records
+from adapterline.lineage.records import every_record, open_records
 from adapterline.package.verification import Trust
 from adapterline.prefect_events import drifted
 from adapterline.scratch import Scratch
@@ -45,9 +45,7 @@ def audit_published(
     settings = Settings()
     found: list[AuditedVersion] = []
     queue: list[tuple[Shelf, Version]] = []
-    store = open_records(settings.records)
-    records = [record for each in store.names() if (record := store.read(each)) is not None]
-    for place in places_of(records, names, to):
+    for place in places_of(every_record(open_records(settings.records)), names, to):
         shelf, told = examine_place(place)
         found += told
         queue += [(shelf, version) for version in shelf.versions] if shelf else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -69,12 +70,11 @@ class Deployed:
         if self.worker is None:
             return
         self.worker.terminate()
-        try:
-            self.worker.wait(60)
-        finally:
-            self.worker.kill()  # after a failed test it may wait for a run that waits
-            self.worker.wait()
-            self.worker = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.worker.wait(30)
+        self.worker.kill()  # it may wait for a run that nobody waits for any more
+        self.worker.wait()
+        self.worker = None
 
     def post(self, path: str, body: Any) -> Any:
         answer = httpx.post(f"{self.api}{path}", json=body, timeout=60).raise_for_status()

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +44,13 @@ class RecordStore(Protocol):
 def open_records(uri: str) -> RecordStore:
     """The record store at a folder or `s3://bucket/prefix`."""
     return S3Records(uri) if uri.startswith("s3://") else FolderRecords(Path(uri).expanduser().absolute())
+
+
+def every_record(store: RecordStore) -> Iterator[LineageRecord]:
+    """Those that this version of adapterline reads, the earliest first."""
+    for name in store.names():
+        if (record := store.read(name)) is not None:
+            yield record
 
 
 class FolderRecords:

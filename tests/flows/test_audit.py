@@ -71,6 +71,7 @@ def test_what_is_as_it_was_published_is_whole_and_has_its_effect(export: Export,
     assert "effect" not in version.not_run
 
 
+@pytest.mark.slow
 def test_once_the_checkpoint_is_gone_the_file_is_proven_to_load(
     export: Export, trained: Trained, tmp_path: Path
 ) -> None:
@@ -133,8 +134,8 @@ def empty_manifest(folder: Path) -> None:
     ("change", "told"),
     [
         (change_weights, "has other bytes"),
-        (change_manifest, "its manifest is another than that of run"),
-        (change_weights_and_manifest, "no record tells of it"),
+        pytest.param(change_manifest, "its manifest is another than that of run", marks=pytest.mark.slow),
+        pytest.param(change_weights_and_manifest, "no record tells of it", marks=pytest.mark.slow),
         pytest.param(unlink_weights, "is not there any more", marks=pytest.mark.slow),
         pytest.param(shutil.rmtree, "and it is not there", marks=pytest.mark.slow),
         pytest.param(empty_manifest, "is not a manifest", marks=pytest.mark.slow),
@@ -205,6 +206,7 @@ def test_a_place_that_cannot_be_reached_fails_the_audit_and_has_not_drifted(
     assert version.state == "unreadable"
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_found(export: Export, trained: Trained, out: Path) -> None:
     import subprocess
     import sys

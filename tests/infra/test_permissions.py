@@ -16,7 +16,7 @@ from adapterline.audits import examine_place, examine_version, places_of
 from adapterline.checkpoints import load_checkpoint
 from adapterline.destinations.s3 import S3Destination
 from adapterline.families.base import read_base
-from adapterline.lineage.records import open_records
+from adapterline.lineage.records import every_record, open_records
 from adapterline.package.verification import Trust
 from adapterline.retention import Rules, collect, promote, prune
 from adapterline.sweeps.runs import find_runs
@@ -152,7 +152,7 @@ def test_an_auditor_may_read_what_is_published_and_recorded_and_nothing_else(
     export(bucket, runs, trained.base, tmp_path)
 
     def audit() -> None:
-        (place,) = places_of(open_records(f"s3://{bucket}/records").all(), (), ())
+        (place,) = places_of(every_record(open_records(f"s3://{bucket}/records")), (), ())
         shelf, _ = examine_place(place)
         assert shelf is not None
         for number, version in enumerate(shelf.versions):
