@@ -36,6 +36,15 @@ pytest_plugins = [
 ]
 
 
+#: The files that take the longest as a whole: begun last, one process would be at work alone for minutes.
+_FIRST = ("tests/test_docs.py", "tests/deployments/", "tests/flows/")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, start in enumerate(_FIRST) if item.nodeid.startswith(start)), 9))
+
+
 @dataclass(frozen=True)
 class Trained:
     """A base and what a real training run on it left."""

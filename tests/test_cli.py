@@ -344,6 +344,7 @@ def test_errors_are_json_too(run: Callable[..., Answer], tmp_path: Path) -> None
     assert "does not exist" in answer.document["found"]
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal_alone(
     prefect_api: str, trained: Trained, records: Path, tmp_path: Path
 ) -> None:

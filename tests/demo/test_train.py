@@ -121,6 +121,7 @@ def test_trained_adapter_changes_the_base_and_loads_with_peft(demo_base: Path, t
     assert (forward(adapted) - before).norm() / before.norm() > 0.01
 
 
+@pytest.mark.slow
 def test_training_again_elsewhere_gives_the_same_weights_and_configs(
     demo_base: Path, trained: tuple[Path, Training], tmp_path: Path
 ) -> None:

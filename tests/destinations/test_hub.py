@@ -368,6 +368,7 @@ def repositories(hub: Hub, make: Make) -> Callable[[int], str]:
     return copy
 
 
+@pytest.mark.slow
 def test_crash_before_any_request_is_completed_by_the_next_run(
     hub: Hub, wire: Wire, make: Make, repositories: Callable[[int], str]
 ) -> None:
@@ -393,6 +394,7 @@ def test_crash_before_any_request_is_completed_by_the_next_run(
     assert number > 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pauses")
 def test_connection_lost_at_any_request_is_survived_or_transient(
     hub: Hub, make: Make, repositories: Callable[[int], str]

@@ -172,6 +172,7 @@ def test_a_lost_answer_to_the_pull_request_opens_no_second_one(hub: Hub, make: M
     assert len(hub.repository(REPO).pull_requests) == 1
 
 
+@pytest.mark.slow
 def test_a_crash_before_any_request_leaves_one_pull_request_after_the_next_run(
     hub: Hub, wire: Wire, make: Make
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_layout_that_is_added_later_is_a_bundle_beside_the_old_one(
     assert destination.verify(second)
 
 
+@pytest.mark.slow
 def test_the_name_of_a_repository_is_enough_to_load_it_whatever_layouts_it_has(
     hub: Hub, sd15_base: Path, packages: tuple[Package, Package], tmp_path: Path
 ) -> None:

@@ -228,7 +228,7 @@ def test_bytes_turned_after_the_upload_are_found_and_removed(s3: Any, bucket: st
 
 
 @pytest.mark.parametrize("delivered", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("large", [False, True], ids=["one-put", "multipart"])
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one-put", "multipart"])
 def test_a_crash_at_any_request_is_completed_by_the_next_run(
     s3: Any, bucket: str, tmp_path: Path, delivered: bool, large: bool
 ) -> None:

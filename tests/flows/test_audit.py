@@ -169,6 +169,7 @@ def test_prefect_is_told_of_what_drifted(export: Export, trained: Trained, out: 
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_what_a_prune_removed_is_gone_and_no_drift(export: Export, trained: Trained, out: Path, tmp_path: Path) -> None:
     export(checkpoint=another(trained, tmp_path / "run"), run=TrainingRun(finished_at=datetime(2026, 1, 1, tzinfo=UTC)))
     export(run=TrainingRun(finished_at=datetime(2026, 1, 2, tzinfo=UTC)))

@@ -362,7 +362,10 @@ def test_no_private_path_is_published(export: Callable[..., LineageRecord], trai
         assert str(trained.base.parent).encode() not in content
 
 
-@pytest.mark.parametrize("step", ["package", "upload", "release"])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param("package", marks=pytest.mark.slow), "upload", pytest.param("release", marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_killed_is_completed_by_the_next_one(
     export: Callable[..., LineageRecord], trained: Trained, records: Path, tmp_path: Path, step: str
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_failure_stops_nothing_fails_the_sweep_and_is_tried_again(
     assert by_outcome(sweep()) == {"skipped": {"one", "three"}, "exported": {"two"}}
 
 
+@pytest.mark.slow
 def test_steps_are_exported_as_asked_for(sweep: Sweep, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "dog"
     for step in (100, 200, 300):

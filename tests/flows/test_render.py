@@ -105,6 +105,7 @@ def test_images_are_published_beside_the_adapter_and_shown_in_the_card(
     assert f"| ![image 2]({second.path}) | a cat | 0 |" in body
 
 
+@pytest.mark.slow
 def test_the_manifest_is_the_one_without_images(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
     # Images vary by machine, and so do forward passes; a manifest does not.
     with_images = version(tmp_path / "with", export(tmp_path / "with"))
@@ -172,6 +173,7 @@ def test_a_base_without_weights_is_refused_before_anything_is_computed(
     assert not (scratch / "bundles").exists()
 
 
+@pytest.mark.slow
 def test_who_renders_nothing_takes_no_image_away(
     export: Callable[..., LineageRecord], tmp_path: Path, s3: S3Client, bucket: str
 ) -> None:
@@ -187,6 +189,7 @@ def test_who_renders_nothing_takes_no_image_away(
     assert export(*to).outcome == "already-exported"
 
 
+@pytest.mark.slow
 def test_images_of_a_later_run_leave_a_published_folder_as_it_is(
     export: Callable[..., LineageRecord], tmp_path: Path
 ) -> None:
@@ -198,6 +201,7 @@ def test_images_of_a_later_run_leave_a_published_folder_as_it_is(
     assert len(later.images) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_weights_of_a_hub_id_are_fetched_to_be_rendered(
     export: Callable[..., LineageRecord], hub: Hub, trained: Trained, tmp_path: Path
@@ -232,6 +236,7 @@ def test_weights_of_a_hub_id_are_fetched_to_be_rendered(
         assert np.abs(here - there).max() <= 2
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_several_prompts(
     records: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

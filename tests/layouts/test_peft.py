@@ -617,6 +617,7 @@ def test_in_a_bucket_every_file_lies_in_its_folder(
         assert found == (exported.folder / file.path).read_bytes()
 
 
+@pytest.mark.slow
 def test_on_the_hub_peft_finds_its_folder_and_the_usual_file_is_still_found_by_the_repository_alone(
     base: BaseOf, exported: Exported, tmp_path: Path, hub: Hub
 ) -> None:

@@ -492,6 +492,7 @@ def test_in_a_bucket_every_file_arrives_where_the_calls_look_for_it(
         assert found == (exported.folder / load.weight_name).read_bytes()
 
 
+@pytest.mark.slow
 def test_on_the_hub_the_embeddings_load_and_the_lora_is_still_found_by_the_repository_alone(
     pivotal: Pivotal, exported: Exported, tmp_path: Path, hub: Hub
 ) -> None:
