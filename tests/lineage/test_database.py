@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +20,7 @@ from adapterline.lineage.database import Database
 from adapterline.lineage.tables import HEAD, metadata
 from adapterline.values import Package
 from tests.lineage.recorded import export, record_of
+from tests.servers import postgresql
 
 ROOT = Path(__file__).parent.parent.parent
 _WRITER = """
@@ -111,32 +108,10 @@ def _write_at_once(url: str, make: Callable[..., Package], writers: int = 3, eac
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of an empty database of a real server."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = str(found[-1]) if found else shutil.which("initdb")
-    if initdb is None:
-        pytest.skip("no PostgreSQL is installed: initdb is neither in PATH nor below /usr/lib/postgresql")
-    # The server refuses to run as root, and pytest's folders are closed to others.
-    user = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="adapterline-postgres-"))
-    if user:
-        shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    programs = Path(initdb).resolve().parent
-    control = [str(programs / "pg_ctl"), "-D", str(folder / "data"), "-w"]
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    try:
-        made = [initdb, "-D", str(folder / "data"), "-U", "index", "-A", "trust", "--locale", "C.UTF-8", "-N"]
-        subprocess.run(made, user=user, cwd=folder, check=True, capture_output=True)
-        start = [*control, "-l", str(folder / "log"), "-o", options, "start"]
-        subprocess.run(start, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        yield f"postgresql://index@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], user=user, cwd=folder, capture_output=True)
-        shutil.rmtree(folder)
+    with postgresql() as database:
+        yield f"postgresql://{database}"
 
 
 @pytest.mark.slow
