@@ -20,6 +20,7 @@ from adapterline.lineage.answers import (
     ComponentEntry,
     Count,
     Counts,
+    DriftEntry,
     PlaceEntry,
     Relative,
     RunEntry,
@@ -195,6 +196,16 @@ def previous_of(connection: Connection, name: str, digest: str) -> str | None:
     newest = select(_R.digest).where(*others).order_by(_R.started_at.desc(), _R.id.desc()).limit(1)
     found: str | None = connection.execute(newest).scalar()
     return found
+
+
+def drifts_of(connection: Connection, name: str, limit: int) -> tuple[DriftEntry, ...]:
+    """Of the newest versions of a name, the oldest first."""
+    newest = select(_V.id).where(_V.name == name).order_by(_V.created_at.desc(), _V.digest.desc()).limit(limit)
+    found = select(_V.digest, _V.created_at, t.drifts).join(t.drifts, t.drifts.c.version == _V.id)
+    rows = connection.execute(
+        found.where(_V.id.in_(newest)).order_by(_V.created_at, _V.digest, t.drifts.c.number)
+    ).mappings()
+    return tuple(DriftEntry(**{each: row[each] for each in DriftEntry.model_fields}) for row in rows)
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------

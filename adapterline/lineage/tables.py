@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 #: The migration that makes the tables as they are here.
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 #: Characters by which text is found. PostgreSQL indexes rows of 2704 bytes at most, and a character may have four.
 COMPARED: Final = 600
 
@@ -195,6 +196,21 @@ places = Table(
     Column("published_at", Moment, nullable=False),
     Column("recorded", Integer, nullable=False),
     Index("places_by_place", "place"),
+)
+
+#: How far each component is from what `latest` was before, as the first record of the version that tells it says.
+drifts = Table(
+    "drifts",
+    metadata,
+    _version(),
+    Column("number", Integer, primary_key=True),
+    Column("component", Label, nullable=False),
+    Column("before", Label, nullable=False),  # the digest of what was the latest
+    Column("norm", Float(53), nullable=False),
+    Column("norm_before", Float(53), nullable=False),
+    Column("cosine", Float(53)),
+    Column("told_at", Moment, nullable=False),
+    Column("told_by", Label, nullable=False),
 )
 
 #: What an alias points to need not be a version that is known here.

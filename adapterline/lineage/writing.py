@@ -89,11 +89,37 @@ def _add_version_of(connection: Connection, record: LineageRecord, manifest: Man
     version = _tell(connection, manifest, telling)
     if record.previous and record.previous != manifest.digest:
         _add_edges(connection, version, PREVIOUS, [record.previous])
+    _add_drift(connection, version, record)
     for publication in record.publications:
         _publish(connection, version, publication, record.ended_at)
         # What was there already has moved nothing now. What moved another branch of the Hub than main is not told.
         if record.outcome != "already-exported" and publication.latest == "moved" and not publication.revision:
             point(connection, place_of(publication.receipt), manifest.name, LATEST, manifest.digest)
+
+
+def _add_drift(connection: Connection, version: int, record: LineageRecord) -> None:
+    if record.drift is None or not record.drift.components:
+        return
+    d = t.drifts.c
+    told = connection.execute(select(d.told_at, d.told_by).where(d.version == version).limit(1)).first()
+    if told is not None and (told.told_at, told.told_by) <= (record.started_at, record.id):
+        return
+    connection.execute(delete(t.drifts).where(d.version == version))
+    rows = [
+        {
+            "version": version,
+            "number": number,
+            "component": name,
+            "before": record.drift.before,
+            "norm": component.norm,
+            "norm_before": component.before,
+            "cosine": component.cosine,
+            "told_at": record.started_at,
+            "told_by": record.id,
+        }
+        for number, (name, component) in enumerate(sorted(record.drift.components.items()))
+    ]
+    _insert(connection, t.drifts, rows)
 
 
 def _publish(connection: Connection, version: int, publication: Publication, at: datetime) -> None:
