@@ -21,7 +21,9 @@ class VersionFilter(Value):
     run_id: str | None = None
     checkpoint: str | None = Field(None, description="its URI as it was given, its name, or 8 digits of its digest")
     alias: str | None = Field(None, description="that points to it, anywhere")
-    search: str | None = Field(None, description="a part of its name, family, base, run id or checkpoint's name")
+    search: str | None = Field(
+        None, description="a part of its name, family, base, run id or checkpoint's name, in any case"
+    )
     since: AwareDatetime | None = None
     until: AwareDatetime | None = Field(None, description="before this")
 

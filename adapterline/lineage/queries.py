@@ -334,9 +334,9 @@ def _where_versions(wanted: VersionFilter) -> list[ColumnElement[bool]]:
         pointed = and_(_A.name == _V.name, _A.digest == _V.digest, _like(_A.alias, wanted.alias))
         where.append(select(_A.alias).where(pointed).exists())
     if wanted.search:
-        part = f"%{_escaped(wanted.search)}%"
-        texts = (_V.name, _V.family, _V.base_model, _V.run_id, _V.source_name)
-        where.append(or_(*(text.like(part, escape="\\") for text in texts)))
+        part = f"%{_escaped(wanted.search.casefold())}%"
+        found = t.searches.c.text.like(part, escape="\\")
+        where.append(_V.id.in_(select(t.searches.c.version).where(found)))
     return where
 
 

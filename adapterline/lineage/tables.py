@@ -153,6 +153,9 @@ def _version(**options: Any) -> Column[int]:
     return Column("version", Integer, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True, **options)
 
 
+#: What parts of words are looked for in: narrow, because no index helps and each row is read.
+searches = Table("searches", metadata, _version(autoincrement=False), Column("text", Text, nullable=False))
+
 manifests = Table("manifests", metadata, _version(autoincrement=False), Column("body", Text, nullable=False))
 
 files = Table(

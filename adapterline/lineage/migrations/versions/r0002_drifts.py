@@ -1,4 +1,7 @@
-"""How far an export is from the one before it. Nothing here is changed any more: a later migration is."""
+"""How far an export is from the one before it, and a narrow table to search.
+
+Nothing here is changed any more: a later migration is.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,16 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version", "number"),
     )
+    searches = op.create_table(
+        "searches",
+        sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("version"),
+    )
+    names = ("name", "family", "base_model", "run_id", "source_name")
+    versions = sa.table("versions", sa.column("id"), *map(sa.column, names))
+    rows = op.get_bind().execute(sa.select(versions)).all()
+    texts = [{"version": row.id, "text": "\n".join(text or "" for text in row[1:]).casefold()} for row in rows]
+    if texts:
+        op.bulk_insert(searches, texts)
