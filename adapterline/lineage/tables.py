@@ -99,7 +99,7 @@ records = Table(
     Column("base_model", Label),
     Column("run_id", Label),
     Index("records_by_time", "started_at", "id"),
-    Index("records_by_outcome", "outcome", "started_at"),
+    Index("records_by_outcome", "outcome", "started_at", "id"),
     Index("records_by_version", "name", "digest"),
     Index("records_by_run", "run_id"),
     Index("records_by_checkpoint", "checkpoint"),
@@ -139,13 +139,13 @@ versions = Table(
     Index("versions_by_time", "created_at", "name", "digest"),
     Index("versions_by_name", "name", "created_at"),
     Index("versions_by_digest", "digest"),
-    Index("versions_by_family", "family", "created_at"),
-    Index("versions_by_base", "base_model", "created_at"),
+    Index("versions_by_family", "family", "created_at", "name", "digest"),
+    Index("versions_by_base", "base_model", "created_at", "name", "digest"),
     Index("versions_by_run", "run_id"),
     Index("versions_by_source", "source_digest"),
     Index("versions_by_source_name", "source_name"),
     Index("versions_by_finish", "finished_at"),
-    Index("versions_by_size", "size"),
+    Index("versions_by_size", "size", "created_at", "name", "digest"),
 )
 
 
