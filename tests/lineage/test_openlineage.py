@@ -212,6 +212,7 @@ def test_off_writes_nothing_and_so_does_openlineage_disabled(
     assert [path.name for path in tmp_path.iterdir() if "ours" in path.name or path.name == "off"] == []
 
 
+@pytest.mark.slow  # the library tries for ten seconds
 def test_a_receiver_that_is_not_there_costs_a_bounded_time_and_says_why(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
