@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from safetensors.torch import load_file
 
 from adapterline.destinations.folder import FolderDestination
@@ -188,6 +189,8 @@ def test_the_steps_are_tasks_by_their_names(export: Callable[..., LineageRecord]
     record = export(tmp_path / "out")
     assert record.flow_run is not None
     assert record.flow_run.name == "export-sks-dog"
+    ui = str(PREFECT_API_URL.value()).removesuffix("/api")
+    assert record.flow_run.url == f"{ui}/runs/flow-run/{record.flow_run.id}"
     names = {"load_checkpoint", "open_base", "find_export", "extract", "convert", "serialize", "validate"}
     assert steps(record) == names | {"package", "upload", "measure_drift", "release", "record"}
 
