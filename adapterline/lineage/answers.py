@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from adapterline.values import Manifest
+from adapterline.values import LineageRecord, Manifest
 from adapterline.values.base import Value
 
 Sort = Literal["created", "finished", "name", "size"]
@@ -185,6 +185,54 @@ class Counts(Value):
     by_outcome: tuple[Count, ...] = Field(description="of runs")
     by_family: tuple[Count, ...] = Field(description="of versions")
     by_base: tuple[Count, ...] = Field(description="of versions: the twenty that most have")
+
+
+class RunDetail(Value):
+    """One run of the line."""
+
+    record: LineageRecord = Field(description="without the manifest where it is the version's own")
+    version: VersionEntry | None = Field(description="that it made or found; null: none, or it was pruned everywhere")
+
+
+class FailureGroup(Value):
+    """Runs that ended alike, the newest first."""
+
+    outcome: str
+    error_type: str | None
+    runs: tuple[RunEntry, ...]
+
+
+class Failures(Value):
+    """The newest refused and failed runs, and how many there are."""
+
+    groups: tuple[FailureGroup, ...] = Field(description="the most frequent first")
+    total: int
+
+
+class DigestMatch(Value):
+    """What a digest is of."""
+
+    what: Literal["bundle", "file", "tensors", "checkpoint"] = Field(
+        description="bundle: the version itself; tensors: those of a file, without its header"
+    )
+    digest: str
+    path: str | None = Field(description="of the file in the version")
+    version: VersionEntry
+
+
+class DigestMatches(Value):
+    """Everything that has a digest which begins so."""
+
+    digits: str
+    matches: tuple[DigestMatch, ...]
+
+
+class Choices(Value):
+    """What occurs in the index, to choose from: a hundred of each at most."""
+
+    families: tuple[str, ...]
+    bases: tuple[str, ...]
+    aliases: tuple[str, ...]
 
 
 class PlaceRead(Value):
