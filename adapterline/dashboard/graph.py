@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from adapterline.dashboard.links import href, hub_url, version_path
 from adapterline.lineage.answers import Lineage, Relative, VersionEntry
 from adapterline.values import TrainingRun
 
 _WIDTH, _HEIGHT, _GAP, _ROW_GAP, _MARGIN = 190, 52, 44, 16, 12
-_LETTERS = 25  # of a title that fit
+_LETTERS, _SMALL_LETTERS = 22, 29  # of a title, and of the line above it, that fit
 _MOST = 12  # boxes of a kind
 
 
@@ -45,6 +46,12 @@ class Box:
         """Its title, as far as it fits."""
         title = self.fact.title
         return title if len(title) <= _LETTERS else f"{title[: _LETTERS - 9]}…{title[-8:]}"
+
+    @property
+    def short_detail(self) -> str:
+        """Its detail, as far as it fits beside the kind."""
+        room, detail = _SMALL_LETTERS - len(self.fact.kind) - 3, self.fact.detail
+        return detail if len(detail) <= room else f"{detail[: max(room - 1, 0)]}…"
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,11 @@ def _facts(found: Lineage, version: VersionEntry) -> Iterator[Fact]:
     if run and has_run:
         step = "" if run.step is None else f"step {run.step}"
         details = ", ".join(filter(None, [step, run.trainer or ""]))
-        yield Fact("run", "training run", run.run_id or "without an id", details, 1, ("checkpoint",))
-    yield Fact("checkpoint", "checkpoint", version.source_name, version.source_digest[:12], 2, ("self",))
+        exported = f"/adapters?{urlencode({'run_id': run.run_id})}" if run.run_id else None
+        yield Fact("run", "training run", run.run_id or "without an id", details, 1, ("checkpoint",), exported)
+    sha12 = version.source_digest[:12]
+    exported = f"/adapters?checkpoint={sha12}"
+    yield Fact("checkpoint", "checkpoint", version.source_name, sha12, 2, ("self",), exported)
     yield from _relatives([each for each in found.parents if each.kind == "previous"], "version before", 2, "self")
     itself = version_path(version.name, version.digest)
     after = [f"place-{n}" for n in range(_MOST + 1)] + [f"child-{n}" for n in range(_MOST + 1)]

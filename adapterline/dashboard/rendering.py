@@ -83,6 +83,11 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def sentence(text: str) -> str:
+    """With a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
@@ -98,7 +103,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"when": when, "size": size, "value": value_text, "duration": duration}
+    made.filters |= {"when": when, "size": size, "value": value_text, "duration": duration, "sentence": sentence}
     made.globals |= {
         "static": static_path,
         "href": href,

@@ -43,7 +43,8 @@ def view_of(found: Lineage, version: VersionEntry, manifest: Manifest) -> Versio
     records = tuple(map(LineageRecord.model_validate, found.runs))
     places = tuple(_places(version, records))
     base = manifest.base.model if manifest.base.model != "unknown" else None
-    first = next((place for place in places if place.entry.state == "published"), None)
+    there = sorted((place for place in places if place.entry.state == "published"), key=_ease)
+    first = there[0] if there else None
     return VersionView(
         entry=version,
         manifest=manifest,
@@ -69,6 +70,11 @@ def _places(version: VersionEntry, records: tuple[LineageRecord, ...]) -> list[P
         url = href(known.url if known else None) or hub_url(entry.location)
         found.append(PlaceView(entry, aliases, url, load, revision))
     return found
+
+
+def _ease(place: PlaceView) -> int:
+    """The Hub from everywhere, a folder where it is mounted; what is in S3 has to be fetched first."""
+    return next((n for n, scheme in ((0, "hf://"), (2, "s3://")) if place.entry.location.startswith(scheme)), 1)
 
 
 def _load_from(location: str) -> tuple[str, str]:

@@ -1,0 +1,64 @@
+"""The pictures of the documentation: `python -m tests.dashboard.screenshots docs/images/dashboard`."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser
+
+from adapterline.dashboard.access import access_at
+from tests.dashboard.browsing import chromium
+from tests.dashboard.seeded import Seeded, seed
+from tests.dashboard.served import served
+
+_WIDE, _PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+
+
+def pages(seeded: Seeded) -> dict[str, str]:
+    """Name of a picture -> path of a page."""
+    manifest = seeded.shown.manifest
+    assert manifest
+    return {
+        "adapters": "/adapters",
+        "adapter": f"/adapters/{manifest.name}",
+        "version": seeded.path,
+        "lineage": f"{seeded.path}/lineage",
+        "runs": "/runs",
+        "run": f"/runs/{seeded.shown.id}",
+        "failures": "/failures",
+        "which": f"/which?digest={manifest.files[0].sha256}",
+        "health": "/health",
+        "api": "/api",
+    }
+
+
+def main(folder: Path) -> None:
+    """Writes one picture of each page, and of some on a phone and in the dark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work, "published")
+        seeded = seed(f"sqlite:///{work}/index.sqlite", root)
+        access = access_at("127.0.0.1", None, (), no_token=False)
+        with served(seeded.index, access) as url, chromium() as browser:
+            for name, path in pages(seeded).items():
+                _shoot(browser, f"{url}{path}", folder / f"{name}.webp", _WIDE, "light")
+            _shoot(browser, f"{url}/adapters", folder / "adapters-phone.webp", _PHONE, "light")
+            _shoot(browser, f"{url}{seeded.path}", folder / "version-dark.webp", _WIDE, "dark")
+
+
+def _shoot(browser: Browser, url: str, file: Path, size: dict[str, int], scheme: str) -> None:
+    page = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(url)
+    page.wait_for_load_state("networkidle")
+    tall = "phone" not in file.name
+    picture = page.screenshot(full_page=tall)
+    Image.open(io.BytesIO(picture)).convert("RGB").save(file, "WEBP", quality=60, method=6)
+    page.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
