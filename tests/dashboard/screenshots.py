@@ -12,28 +12,10 @@ from playwright.sync_api import Browser
 
 from adapterline.dashboard.access import access_at
 from tests.dashboard.browsing import chromium
-from tests.dashboard.seeded import Seeded, seed
+from tests.dashboard.seeded import every_page, seed
 from tests.dashboard.served import served
 
 _WIDE, _PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-
-
-def pages(seeded: Seeded) -> dict[str, str]:
-    """Name of a picture -> path of a page."""
-    manifest = seeded.shown.manifest
-    assert manifest
-    return {
-        "adapters": "/adapters",
-        "adapter": f"/adapters/{manifest.name}",
-        "version": seeded.path,
-        "lineage": f"{seeded.path}/lineage",
-        "runs": "/runs",
-        "run": f"/runs/{seeded.shown.id}",
-        "failures": "/failures",
-        "which": f"/which?digest={manifest.files[0].sha256}",
-        "health": "/health",
-        "api": "/api",
-    }
 
 
 def main(folder: Path) -> None:
@@ -44,7 +26,7 @@ def main(folder: Path) -> None:
         seeded = seed(f"sqlite:///{work}/index.sqlite", root)
         access = access_at("127.0.0.1", None, (), no_token=False)
         with served(seeded.index, access) as url, chromium() as browser:
-            for name, path in pages(seeded).items():
+            for name, path in every_page(seeded).items():
                 _shoot(browser, f"{url}{path}", folder / f"{name}.webp", _WIDE, "light")
             _shoot(browser, f"{url}/adapters", folder / "adapters-phone.webp", _PHONE, "light")
             _shoot(browser, f"{url}{seeded.path}", folder / "version-dark.webp", _WIDE, "dark")

@@ -116,9 +116,8 @@ def _shown(index: Index, root: Path, before: Manifest, number: int) -> LineageRe
     """With everything that a page can show, its images in the folder."""
     name, family, base, pipeline, ranks = NAMES[2]
     made = manifest_of(number, name, family, base, pipeline, ranks, (before.digest,))
-    images = tuple(
-        draw(root / made.name / made.digest[:12], n, f"sks dog {what}") for n, what in enumerate(("", "red"))
-    )
+    folder = root / made.name / made.digest[:12]
+    images = (draw(folder, 0, "a photo of sks dog"), draw(folder, 1, "sks dog in the snow, red scarf"))
     places = (str(root), "s3://adapters/loras-sd15", "hf://acme")
     published = tuple(publication_of(made, place, images) for place in places)
     flow = FlowRun(id="4f1c", name="wise-otter", url="http://prefect.example/runs/flow-run/4f1c")
@@ -277,3 +276,23 @@ def draw(folder: Path, seed: int, prompt: str) -> RenderedImage:
     return RenderedImage(
         path=path, size=len(data.getvalue()), sha256=digest, width=512, height=256, prompt=prompt, seed=seed
     )
+
+
+def every_page(seeded: Seeded) -> dict[str, str]:
+    """Name -> path of each page."""
+    manifest = seeded.shown.manifest
+    assert manifest
+    return {
+        "adapters": "/adapters",
+        "adapter": f"/adapters/{manifest.name}",
+        "version": seeded.path,
+        "lineage": f"{seeded.path}/lineage",
+        "runs": "/runs",
+        "run": f"/runs/{seeded.shown.id}",
+        "refused": f"/runs/{0xE000:012x}",
+        "failures": "/failures",
+        "which": f"/which?digest={manifest.files[0].sha256}",
+        "health": "/health",
+        "api": "/api",
+        "problem": "/adapters/nobody",
+    }
