@@ -12,6 +12,7 @@ from typing import Any, Literal
 from adapterline.errors import AdapterlineError, RefusedError, UsageError, ValidationFailedError
 from adapterline.lineage.records import NO_KEY
 from adapterline.values import (
+    DriftFromLatest,
     ExportOptions,
     FlowRun,
     Gallery,
@@ -41,6 +42,7 @@ class Journal:
     manifest: Manifest | None = None
     report: ValidationReport | None = None
     images: tuple[RenderedImage, ...] = ()
+    drift: DriftFromLatest | None = None
     publications: list[Publication] = field(default_factory=list)
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -112,6 +114,7 @@ class Journal:
             "publications": tuple(self.publications),
             "report": self._more_than_manifest(),
             "images": self.images,
+            "drift": self.drift,
         }
         return LineageRecord(**(fields | more))
 

@@ -16,12 +16,14 @@ from adapterline.sweeps.runs import Descriptor, describe
 
 if TYPE_CHECKING:
     from adapterline.audits import AuditedVersion
-    from adapterline.values import LineageRecord
+    from adapterline.values import DriftFromLatest, LineageRecord
 
 #: A message of a platform could not be understood; an automation may alert on it.
 NOT_UNDERSTOOD: Final = "training.run.not-understood"
 #: A published version is not what was published, or cannot be read.
 DRIFTED: Final = "adapter.drifted"
+#: What an export does to the weights is far from what the one before it did.
+EFFECT_DRIFTED: Final = "adapter.effect-drifted"
 _JOB = "adapterline-job-"  # of variables: the last checkpoint of each job of a trainer whose end names none
 _FORGOTTEN = timedelta(days=30)
 log = logging.getLogger("adapterline.prefect_events")
@@ -45,35 +47,44 @@ def told(record: LineageRecord) -> None:
     if not PREFECT_API_URL.value():
         return
     manifest = record.manifest
-    version = f".{manifest.digest[:12]}" if manifest else ""
-    _tell(
-        {
-            "id": str(uuid.uuid4()),
-            "event": f"adapter.{record.outcome}",
-            "occurred": datetime.now(UTC).isoformat(),
-            "resource": {
-                "prefect.resource.id": f"adapterline.adapter.{record.name or 'unnamed'}{version}",
-                "prefect.resource.name": record.name or "unnamed",
-            },
-            "related": [
-                {"prefect.resource.id": f"prefect.flow-run.{record.flow_run.id}", "prefect.resource.role": "flow-run"}
-            ]
-            if record.flow_run
-            else [],
-            "payload": {
-                "record": record.id,
-                "outcome": record.outcome,
-                "name": record.name,
-                "checkpoint": record.checkpoint,
-                "run_id": record.run.run_id if record.run else None,
-                "digest": manifest.digest if manifest else None,
-                "family": manifest.family if manifest else None,
-                "published": [each.url for each in record.publications],
-                "error": record.error_type,
-                "message": record.error,
-            },
-        }
-    )
+    payload = {
+        "record": record.id,
+        "outcome": record.outcome,
+        "name": record.name,
+        "checkpoint": record.checkpoint,
+        "run_id": record.run.run_id if record.run else None,
+        "digest": manifest.digest if manifest else None,
+        "family": manifest.family if manifest else None,
+        "published": [each.url for each in record.publications],
+        "error": record.error_type,
+        "message": record.error,
+    }
+    _tell(_event_of(record, f"adapter.{record.outcome}", payload))
+    if record.outcome == "exported" and record.drift and record.drift.beyond:
+        _tell(_event_of(record, EFFECT_DRIFTED, payload | {"drift": _without_layers(record.drift)}))
+
+
+def _event_of(record: LineageRecord, event: str, payload: dict[str, Any]) -> dict[str, Any]:
+    version = f".{record.manifest.digest[:12]}" if record.manifest else ""
+    run = record.flow_run
+    return {
+        "id": str(uuid.uuid4()),
+        "event": event,
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {
+            "prefect.resource.id": f"adapterline.adapter.{record.name or 'unnamed'}{version}",
+            "prefect.resource.name": record.name or "unnamed",
+        },
+        "related": [{"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.role": "flow-run"}]
+        if run
+        else [],
+        "payload": payload,
+    }
+
+
+def _without_layers(drift: DriftFromLatest) -> dict[str, Any]:
+    """A thousand layers are no event."""
+    return drift.model_dump(mode="json", exclude={"components": {"__all__": {"modules"}}})
 
 
 def drifted(version: AuditedVersion) -> None:

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
         None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", description="where people find it, for links to its pages"
     )
     senders: dict[str, Sender] = Field(default_factory=dict, description="platforms that `listen` does not know itself")
+    drift_cosine: float = Field(
+        0.1, ge=-1, le=1, description="an export that is less like the one before, in a component, is told of"
+    )
+    drift_ratio: float = Field(3, gt=1, description="and one whose effect is so many times as large, or as small")
     s3_addressing: Literal["path", "virtual", "auto"] | None = Field(
         None, description="of buckets: endpoint/bucket or bucket.endpoint; without it, as the profile says"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import latency, line, proof, publish, serialize
+from benchmarks import latency, line, lineage, proof, publish, serialize
 
-BENCHMARKS = (serialize, line, proof, publish, latency)
+BENCHMARKS = (serialize, line, proof, publish, lineage, latency)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

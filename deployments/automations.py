@@ -49,6 +49,13 @@ ALERTS: tuple[tuple[str, set[str], dict[str, Any], dict[str, Any], str], ...] = 
         f"{_WHAT} at {{{{ event.payload.destination }}}}: {{{{ event.payload.found | join('; ') }}}}",
     ),
     (
+        "an export is far from the one before it",
+        {"adapter.effect-drifted"},
+        {"prefect.resource.id": "adapterline.adapter.*"},
+        {},
+        f"{_WHAT}: {{{{ event.payload.drift.beyond | join('; ') }}}}",
+    ),
+    (
         "an event started nothing",
         {"prefect.automation.action.failed"},
         {

@@ -20,6 +20,7 @@ from tasks.convert import convert
 from tasks.extract import extract
 from tasks.find_export import export_key, find_export
 from tasks.load_checkpoint import load_checkpoint, open_base
+from tasks.measure_drift import measure_drift
 from tasks.package import package
 from tasks.policy import retrying, say
 from tasks.record import record
@@ -101,7 +102,10 @@ def export_adapter(
 
         made = package(journal.manifest, scratch.folder(bundle.digest), work / "package", gallery)
         staged = [upload.with_options(**patient).submit(made, place) for place in to]
+        drifting = measure_drift.submit(adapter, journal.manifest, model, to, work / "before")
         wait(staged)  # also for those beside one that fails: they read what lies in `work`
+        drifting.wait()
+        journal.drift = drifting.result()
         receipts = [future.result() for future in staged]  # all of them, before anything is visible
         for receipt in receipts:
             published = release.with_options(**patient)(made, receipt, order_of(source, run))

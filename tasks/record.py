@@ -11,8 +11,12 @@ from adapterline.lineage.records import open_records
 from adapterline.package.card import snippets
 from adapterline.prefect_events import told
 from adapterline.settings import Settings
-from adapterline.values import LineageRecord, slug
+from adapterline.values import DriftFromLatest, LineageRecord, slug
 from tasks.policy import IN_PROCESS, TAGS, say
+
+_MOST_LAYERS = 20
+#: A thousand layers are for the record store, and no page.
+_LAYERS = {"drift": {"components": {"__all__": {"modules"}}}}
 
 
 @task(name="record", task_run_name="record", timeout_seconds=600, tags=TAGS, **IN_PROCESS)
@@ -33,7 +37,7 @@ def record(entry: LineageRecord) -> LineageRecord:
 
 
 def _create_artifacts(entry: LineageRecord) -> None:
-    """`-record` and `-places` are markdown, `-checks` is a table.
+    """`-record`, `-places` and `-drift` are markdown, `-checks` is a table.
 
     One key holds one type, and shows its newest version alone: so all links are in one artifact. (Prefect's own link
     artifact is markdown with one link.)
@@ -60,6 +64,10 @@ def _create_artifacts(entry: LineageRecord) -> None:
     ]
     create_table_artifact(rows, key=f"{key}-checks", description=f"{manifest.name}: {len(rows)} checks")
     create_markdown_artifact(_places(entry), key=f"{key}-places", description=f"where {manifest.name} is published")
+    if entry.drift:
+        create_markdown_artifact(
+            _drift(entry.drift), key=f"{key}-drift", description=f"{manifest.name} beside {entry.drift.before[:12]}"
+        )
 
 
 def _markdown(entry: LineageRecord) -> str:
@@ -72,8 +80,31 @@ def _markdown(entry: LineageRecord) -> str:
         f"{manifest.family}, {', '.join(manifest.components)}, from `{manifest.source.digest[:12]}`\n\n"
         f"## Published\n\n{_places(entry)}\n\n"
         f"## Load\n\n{loading}\n\n"
-        f"## Record\n\n```json\n{entry.model_dump_json(indent=2)}\n```\n"
+        f"## Record\n\n```json\n{entry.model_dump_json(indent=2, exclude=_LAYERS)}\n```\n"
     )
+
+
+def _drift(found: DriftFromLatest) -> str:
+    lines = [f"# Beside `{found.before[:12]}`, which was `latest` at {found.destination}", ""]
+    lines += [f"- **{why}**" for why in found.beyond]
+    lines += [f"Not measured: {found.not_measured}"] if found.not_measured else []
+    lines += ["", "| component | norm | before | ratio | cosine |", "|---|---|---|---|---|"]
+    for name, each in found.components.items():
+        ratio = f"{each.norm / each.before:.3f}" if each.before else "-"
+        cosine = "-" if each.cosine is None else f"{each.cosine:.4f}"
+        lines.append(f"| {name} | {each.norm:.6g} | {each.before:.6g} | {ratio} | {cosine} |")
+    turned = [
+        (layer.cosine, f"{name}.{path}", layer)
+        for name, each in found.components.items()
+        for path, layer in each.modules.items()
+        if layer.cosine is not None
+    ]
+    lines += ["", "## Layers that turned the most", "", "| layer | norm | before | cosine |", "|---|---|---|---|"]
+    lines += [
+        f"| `{path}` | {layer.norm:.4g} | {layer.before:.4g} | {cosine:.4f} |"
+        for cosine, path, layer in sorted(turned, key=lambda each: each[:2])[:_MOST_LAYERS]
+    ]
+    return "\n".join(lines)
 
 
 def _places(entry: LineageRecord) -> str:

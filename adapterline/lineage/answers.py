@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from adapterline.values import LineageRecord, Manifest
+from adapterline.values import DriftFromLatest, LineageRecord, Manifest
 from adapterline.values.base import Value
 
 Sort = Literal["created", "finished", "name", "size"]
@@ -21,7 +21,9 @@ class VersionFilter(Value):
     run_id: str | None = None
     checkpoint: str | None = Field(None, description="its URI as it was given, its name, or 8 digits of its digest")
     alias: str | None = Field(None, description="that points to it, anywhere")
-    search: str | None = Field(None, description="a part of its name, family, base, run id or checkpoint's name")
+    search: str | None = Field(
+        None, description="a part of its name, family, base, run id or checkpoint's name, in any case"
+    )
     since: AwareDatetime | None = None
     until: AwareDatetime | None = Field(None, description="before this")
 
@@ -127,6 +129,18 @@ class RunPage(Value):
     total: int
 
 
+class DriftEntry(Value):
+    """How far a component of a version is from what `latest` of the name was before."""
+
+    digest: str = Field(description="of the version")
+    created_at: AwareDatetime
+    component: str
+    before: str = Field(description="digest of the version that `latest` pointed to")
+    norm: float = Field(description="Frobenius norm of what it does to the weights")
+    norm_before: float
+    cosine: float | None = Field(description="between both; null where one of them is nothing")
+
+
 class Relative(Value):
     """A version that another was made from, or that was made from another."""
 
@@ -146,6 +160,7 @@ class Lineage(Value):
     runs: tuple[dict[str, Any], ...] = Field(
         description="the records, the newest first; without the manifest where it is the version's own"
     )
+    drift: DriftFromLatest | None = Field(description="as the first record that tells it says")
     parents: tuple[Relative, ...]
     children: tuple[Relative, ...]
 

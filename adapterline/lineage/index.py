@@ -15,6 +15,7 @@ from adapterline.lineage.answers import (
     Choices,
     Counts,
     DigestMatches,
+    DriftEntry,
     Failures,
     Lineage,
     Match,
@@ -32,7 +33,7 @@ from adapterline.lineage.records import open_records
 from adapterline.lineage.reindex import reindex
 from adapterline.lineage.stray import sha256_of_stray, tensors_of_stray
 from adapterline.settings import Settings
-from adapterline.values import LineageRecord, Promotion, Pruning
+from adapterline.values import DriftFromLatest, LineageRecord, Promotion, Pruning
 
 _MOST_CANDIDATES = 12
 
@@ -68,6 +69,11 @@ class Index:
         with self._database.reading() as connection:
             return queries.runs(connection, wanted or RunFilter(), limit=limit, offset=offset)
 
+    def drifts(self, name: str, *, limit: int = 100) -> tuple[DriftEntry, ...]:
+        """How far the newest versions of a name are from what `latest` was before each; the oldest first."""
+        with self._database.reading() as connection:
+            return queries.drifts_of(connection, name, limit)
+
     def counts(self) -> Counts:
         """What is in it, in numbers."""
         with self._database.reading() as connection:
@@ -89,7 +95,7 @@ class Index:
                     return _lineage(connection, rows[0])
             if ids := queries.runs_of(connection, what):
                 runs = queries.document(connection, ids[0])
-                return Lineage(version=None, manifest=None, runs=runs, parents=(), children=())
+                return Lineage(version=None, manifest=None, runs=runs, drift=None, parents=(), children=())
         raise UnknownLineageError(
             f"The index {self._database.where} has nothing of {what!r}.",
             expected="a name, name@alias, 8 digits or more of a digest, a training run, a record or a checkpoint",
@@ -233,10 +239,14 @@ def _meanings(connection: Connection, what: str) -> Iterator[list[int]]:
 
 def _lineage(connection: Connection, row: Row[Any]) -> Lineage:
     [entry] = queries.entries(connection, [row])
+    runs = queries.documents_of(connection, row)
+    told = (run["drift"] for run in reversed(runs) if run.get("drift"))
+    drift = next((drift for drift in told if drift["components"]), None)
     return Lineage(
         version=entry,
         manifest=queries.manifest_of(connection, row.id),
-        runs=queries.documents_of(connection, row),
+        runs=runs,
+        drift=DriftFromLatest.model_validate(drift) if drift else None,
         parents=queries.parents(connection, row),
         children=queries.children(connection, row),
     )

@@ -22,6 +22,7 @@ from adapterline.lineage.answers import (
     Count,
     Counts,
     DigestMatch,
+    DriftEntry,
     FailureGroup,
     Failures,
     PlaceEntry,
@@ -202,6 +203,16 @@ def previous_of(connection: Connection, name: str, digest: str) -> str | None:
     return found
 
 
+def drifts_of(connection: Connection, name: str, limit: int) -> tuple[DriftEntry, ...]:
+    """Of the newest versions of a name, the oldest first."""
+    newest = select(_V.id).where(_V.name == name).order_by(_V.created_at.desc(), _V.digest.desc()).limit(limit)
+    found = select(_V.digest, _V.created_at, t.drifts).join(t.drifts, t.drifts.c.version == _V.id)
+    rows = connection.execute(
+        found.where(_V.id.in_(newest)).order_by(_V.created_at, _V.digest, t.drifts.c.number)
+    ).mappings()
+    return tuple(DriftEntry(**{each: row[each] for each in DriftEntry.model_fields}) for row in rows)
+
+
 # --- the chain --------------------------------------------------------------------------------------------------------
 
 
@@ -328,9 +339,9 @@ def _where_versions(wanted: VersionFilter) -> list[ColumnElement[bool]]:
         pointed = and_(_A.name == _V.name, _A.digest == _V.digest, _like(_A.alias, wanted.alias))
         where.append(select(_A.alias).where(pointed).exists())
     if wanted.search:
-        part = f"%{_escaped(wanted.search)}%"
-        texts = (_V.name, _V.family, _V.base_model, _V.run_id, _V.source_name)
-        where.append(or_(*(text.like(part, escape="\\") for text in texts)))
+        part = f"%{_escaped(wanted.search.casefold())}%"
+        found = t.searches.c.text.like(part, escape="\\")
+        where.append(_V.id.in_(select(t.searches.c.version).where(found)))
     return where
 
 

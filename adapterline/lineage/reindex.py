@@ -40,6 +40,7 @@ def reindex(database: Database, store: RecordStore, places: Sequence[str] = ()) 
             for name in store.names():
                 if name not in read.names and (late := store.read(name)) is not None:
                     read.count += writing.add_record(connection, late)
+            writing.analyze(connection)
             versions = writing.count_versions(connection)
     return Reindexed(records=read.count, unread=read.unread, versions=versions, places=told)
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 #: The migration that makes the tables as they are here.
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 #: Characters by which text is found. PostgreSQL indexes rows of 2704 bytes at most, and a character may have four.
 COMPARED: Final = 600
 
@@ -98,7 +99,7 @@ records = Table(
     Column("base_model", Label),
     Column("run_id", Label),
     Index("records_by_time", "started_at", "id"),
-    Index("records_by_outcome", "outcome", "started_at"),
+    Index("records_by_outcome", "outcome", "started_at", "id"),
     Index("records_by_version", "name", "digest"),
     Index("records_by_run", "run_id"),
     Index("records_by_checkpoint", "checkpoint"),
@@ -138,19 +139,22 @@ versions = Table(
     Index("versions_by_time", "created_at", "name", "digest"),
     Index("versions_by_name", "name", "created_at"),
     Index("versions_by_digest", "digest"),
-    Index("versions_by_family", "family", "created_at"),
-    Index("versions_by_base", "base_model", "created_at"),
+    Index("versions_by_family", "family", "created_at", "name", "digest"),
+    Index("versions_by_base", "base_model", "created_at", "name", "digest"),
     Index("versions_by_run", "run_id"),
     Index("versions_by_source", "source_digest"),
     Index("versions_by_source_name", "source_name"),
     Index("versions_by_finish", "finished_at"),
-    Index("versions_by_size", "size"),
+    Index("versions_by_size", "size", "created_at", "name", "digest"),
 )
 
 
 def _version(**options: Any) -> Column[int]:
     return Column("version", Integer, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True, **options)
 
+
+#: What parts of words are looked for in: narrow, because no index helps and each row is read.
+searches = Table("searches", metadata, _version(autoincrement=False), Column("text", Text, nullable=False))
 
 manifests = Table("manifests", metadata, _version(autoincrement=False), Column("body", Text, nullable=False))
 
@@ -195,6 +199,21 @@ places = Table(
     Column("published_at", Moment, nullable=False),
     Column("recorded", Integer, nullable=False),
     Index("places_by_place", "place"),
+)
+
+#: How far each component is from what `latest` was before, as the first record of the version that tells it says.
+drifts = Table(
+    "drifts",
+    metadata,
+    _version(),
+    Column("number", Integer, primary_key=True),
+    Column("component", Label, nullable=False),
+    Column("before", Label, nullable=False),  # the digest of what was the latest
+    Column("norm", Float(53), nullable=False),
+    Column("norm_before", Float(53), nullable=False),
+    Column("cosine", Float(53)),
+    Column("told_at", Moment, nullable=False),
+    Column("told_by", Label, nullable=False),
 )
 
 #: What an alias points to need not be a version that is known here.

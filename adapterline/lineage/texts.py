@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         VersionEntry,
         VersionPage,
     )
-    from adapterline.lineage.drift import Drift
+    from adapterline.values import ComponentDrift, Drift
 
 _WIDE = 100_000
 #: What would move the cursor or break a line; a checkpoint's name may have it.
@@ -96,8 +96,7 @@ def drift_text(found: Drift) -> str:
     """A line for each component, and its layer that turned the most."""
     lines = []
     for name, each in found.components.items():
-        cosine = "-" if each.cosine is None else f"{each.cosine:.4f}"
-        lines.append(f"{name}: norm {each.norm:.6g}, before {each.before:.6g}, cosine {cosine}")
+        lines.append(_drift((name, each)))
         turned = {layer: drift.cosine for layer, drift in each.modules.items() if drift.cosine is not None}
         if turned:
             farthest = min(turned, key=lambda layer: turned[layer])
@@ -134,6 +133,8 @@ def _tree(found: Lineage) -> Tree:
     tip = tip.add(Text(_clean(_title(found.version)), style="bold"))
     for component in found.version.components:
         tip.add(Text(_clean(_component(component))))
+    if found.drift:
+        _branch(tip, f"drift from {found.drift.before[:12]}", map(_drift, found.drift.components.items()))
     _branch(tip, "places", [_place(found.version, place) for place in found.version.places] or ["published nowhere"])
     _branch(tip, "made from", map(_relative, found.parents))
     _branch(tip, "became", map(_relative, found.children))
@@ -176,6 +177,12 @@ def _place(version: VersionEntry, place: PlaceEntry) -> str:
     names = [alias.alias for alias in version.aliases if alias.place == place.place]
     offered = ", offered" if place.state == "proposed" else ""
     return place.location + (f" ({', '.join(names)})" if names else "") + offered
+
+
+def _drift(item: tuple[str, ComponentDrift]) -> str:
+    name, found = item
+    cosine = "-" if found.cosine is None else f"{found.cosine:.4f}"
+    return f"{name}: norm {found.norm:.6g}, before {found.before:.6g}, cosine {cosine}"
 
 
 def _relative(relative: Relative) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, insert, select, text, update
 
 from adapterline.lineage import tables as t
 from adapterline.lineage.places import Shelf, place_named, place_of
@@ -48,6 +48,11 @@ def clear(connection: Connection) -> None:
     """Deletes every row."""
     for table in reversed(t.metadata.sorted_tables):
         connection.execute(delete(table))
+
+
+def analyze(connection: Connection) -> None:
+    """Has the database look at what it has: right after so many new rows, it would plan for few."""
+    connection.execute(text("ANALYZE"))
 
 
 def add_record(connection: Connection, record: LineageRecord) -> bool:
@@ -89,11 +94,37 @@ def _add_version_of(connection: Connection, record: LineageRecord, manifest: Man
     version = _tell(connection, manifest, telling)
     if record.previous and record.previous != manifest.digest:
         _add_edges(connection, version, PREVIOUS, [record.previous])
+    _add_drift(connection, version, record)
     for publication in record.publications:
         _publish(connection, version, publication, record.ended_at)
         # What was there already has moved nothing now. What moved another branch of the Hub than main is not told.
         if record.outcome != "already-exported" and publication.latest == "moved" and not publication.revision:
             point(connection, place_of(publication.receipt), manifest.name, LATEST, manifest.digest)
+
+
+def _add_drift(connection: Connection, version: int, record: LineageRecord) -> None:
+    if record.drift is None or not record.drift.components:
+        return
+    d = t.drifts.c
+    told = connection.execute(select(d.told_at, d.told_by).where(d.version == version).limit(1)).first()
+    if told is not None and (told.told_at, told.told_by) <= (record.started_at, record.id):
+        return
+    connection.execute(delete(t.drifts).where(d.version == version))
+    rows = [
+        {
+            "version": version,
+            "number": number,
+            "component": name,
+            "before": record.drift.before,
+            "norm": component.norm,
+            "norm_before": component.before,
+            "cosine": component.cosine,
+            "told_at": record.started_at,
+            "told_by": record.id,
+        }
+        for number, (name, component) in enumerate(sorted(record.drift.components.items()))
+    ]
+    _insert(connection, t.drifts, rows)
 
 
 def _publish(connection: Connection, version: int, publication: Publication, at: datetime) -> None:
@@ -246,15 +277,22 @@ def _columns(manifest: Manifest, telling: _Telling) -> dict[str, Any]:
 
 
 def _describe(connection: Connection, version: int, manifest: Manifest) -> None:
-    for table in (t.manifests, t.files, t.components):
+    for table in (t.manifests, t.searches, t.files, t.components):
         connection.execute(delete(table).where(table.c.version == version))
     e = t.edges.c
     connection.execute(delete(t.edges).where(and_(e.version == version, e.kind == RESUMED)))
     connection.execute(insert(t.manifests).values(version=version, body=_body(manifest)))
+    connection.execute(insert(t.searches).values(version=version, text=_searched(manifest)))
     _insert(connection, t.files, [_file(version, number, file) for number, file in enumerate(manifest.files)])
     rows = [_component(version, number, *item) for number, item in enumerate(sorted(manifest.components.items()))]
     _insert(connection, t.components, rows)
     _add_edges(connection, version, RESUMED, manifest.training_run.parents if manifest.training_run else ())
+
+
+def _searched(manifest: Manifest) -> str:
+    run = manifest.training_run
+    texts = (manifest.name, manifest.family, manifest.base.model, run.run_id if run else None, manifest.source.name)
+    return "\n".join((text or "")[: t.COMPARED] for text in texts).casefold().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _file(version: int, number: int, file: Any) -> dict[str, Any]:

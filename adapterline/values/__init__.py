@@ -15,6 +15,7 @@ from adapterline.values.adapter import Adapter, Embedding
 from adapterline.values.base import Sha256, Value, canonical_json, digest_of
 from adapterline.values.bundle import FORMAT_VERSION, Bundle, ExportedFile
 from adapterline.values.checkpoint import Source, StoredEmbedding, TensorInfo
+from adapterline.values.drift import ComponentDrift, Drift, DriftFromLatest, ModuleDrift
 from adapterline.values.manifest import MANIFEST_SCHEMA, BaseSummary, ComponentSummary, Manifest, SourceSummary
 from adapterline.values.names import NAME_PATTERN, check_alias, check_name, is_alias, make_name, slug
 from adapterline.values.options import DType, ExportOptions, Layout, License, ScaleMode, TrainingRun
@@ -66,8 +67,11 @@ __all__ = [
     "BaseSummary",
     "Bundle",
     "Check",
+    "ComponentDrift",
     "ComponentSummary",
     "DType",
+    "Drift",
+    "DriftFromLatest",
     "Embedding",
     "ExportOptions",
     "ExportedFile",
@@ -83,6 +87,7 @@ __all__ = [
     "LineageRecord",
     "LoadCall",
     "Manifest",
+    "ModuleDrift",
     "Move",
     "Order",
     "Package",

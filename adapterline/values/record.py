@@ -7,6 +7,7 @@ from typing import Final, Literal
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from adapterline.values.base import Sha256, Value
+from adapterline.values.drift import DriftFromLatest
 from adapterline.values.manifest import Manifest
 from adapterline.values.options import ExportOptions, TrainingRun
 from adapterline.values.publication import Publication, RenderedImage
@@ -56,4 +57,7 @@ class LineageRecord(Value):
     earlier: str | None = Field(None, description="id of the record that already did this")
     previous: Sha256 | None = Field(
         None, description="digest of the version that was exported under this name before, as far as the index knew"
+    )
+    drift: DriftFromLatest | None = Field(
+        None, description="how far it is from what `latest` was; null where there was none, or nothing is published"
     )

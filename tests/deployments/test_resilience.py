@@ -31,6 +31,7 @@ TASKS = (
     "validate",
     "package",
     "upload",
+    "measure-drift",
     "release",
     "record",
 )

@@ -189,7 +189,7 @@ def test_the_steps_are_tasks_by_their_names(export: Callable[..., LineageRecord]
     assert record.flow_run is not None
     assert record.flow_run.name == "export-sks-dog"
     names = {"load_checkpoint", "open_base", "find_export", "extract", "convert", "serialize", "validate"}
-    assert steps(record) == names | {"package", "upload", "release", "record"}
+    assert steps(record) == names | {"package", "upload", "measure_drift", "release", "record"}
 
 
 def test_a_dry_run_publishes_nothing_and_its_proof_is_remembered(

@@ -104,6 +104,23 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
+_norms = st.floats(0, 1e30)
+_layers = st.fixed_dictionaries({"norm": _norms, "before": _norms, "cosine": st.none() | st.floats(-1, 1)})
+drifts = st.fixed_dictionaries(
+    {
+        "before": digests,
+        "destination": texts,
+        "beyond": _lists(texts),
+        "not_measured": optional,
+        "components": st.dictionaries(
+            texts,
+            st.builds(lambda own, modules: own | {"modules": modules}, _layers, st.dictionaries(texts, _layers)),
+            max_size=3,
+        ),
+    }
+)
+
+
 @st.composite
 def records(draw: st.DrawFn) -> LineageRecord:
     manifest = draw(st.none() | manifests())
@@ -148,6 +165,7 @@ def records(draw: st.DrawFn) -> LineageRecord:
             "error_type": draw(optional),
             "earlier": draw(optional),
             "previous": draw(st.none() | digests),
+            "drift": draw(st.none() | drifts),
         }
     )
 

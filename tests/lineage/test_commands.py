@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from adapterline.lineage import Index
+from adapterline.lineage.answers import VersionFilter
 from adapterline.values import WEIGHT_NAME, Package
 from tests.lineage.conftest import Run
 from tests.lineage.recorded import export, index_file, keep, record_of, run
@@ -211,3 +212,15 @@ def test_pages_have_every_version_once_in_each_order(three: Three) -> None:
         "by_family": ({"value": "sd15", "count": 3},),
         "by_base": ({"value": "unknown", "count": 3},),
     }
+
+
+def test_a_part_of_a_word_finds_it_in_any_case(three: Three) -> None:
+    first, second, other = (package.manifest.digest for package in three)
+
+    def found(search: str) -> list[str]:
+        return [version.digest for version in Index().versions(VersionFilter(search=search)).versions]
+
+    assert found("TIN") == [second, first]
+    assert found("n-1") == [first]
+    assert found("CHECKPOINT") == found("sD15") == [other, second, first]
+    assert found("t_ny") == found("%") == found("tiny\nsd15x") == []

@@ -16,8 +16,10 @@ from sqlalchemy import create_engine, text
 
 from adapterline.errors import MachineError
 from adapterline.lineage import Index
+from adapterline.lineage.answers import VersionFilter
 from adapterline.lineage.database import Database
 from adapterline.lineage.tables import HEAD, metadata
+from adapterline.settings import Settings
 from adapterline.values import Package
 from tests.lineage.recorded import export, record_of
 from tests.servers import postgresql
@@ -42,6 +44,23 @@ def test_head_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(ROOT / "adapterline/lineage/migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_an_index_of_the_first_tables_is_brought_up_to_date(
+    records: Path, tmp_path: Path, make: Callable[..., Package]
+) -> None:
+    index = Index()
+    index.add(record_of(make(1)))
+    found = index.show("tiny")
+    engine = create_engine(Settings().index)
+    with engine.begin() as connection:
+        for table in ("drifts", "searches"):
+            connection.execute(text(f"DROP TABLE {table}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    engine.dispose()
+    assert Index().show("tiny") == found
+    assert Index().versions(VersionFilter(search="TINY")).total == 1
+    assert Index().versions(VersionFilter(search="tinier")).total == 0
 
 
 def test_an_index_of_a_later_version_is_refused_and_left_alone(tmp_path: Path) -> None:
