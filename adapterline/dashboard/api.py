@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -14,6 +14,7 @@ from adapterline.errors import UnknownLineageError
 from adapterline.lineage.answers import (
     Counts,
     DigestMatches,
+    Drifts,
     Failures,
     Lineage,
     RunDetail,
@@ -41,6 +42,8 @@ async def index_of(request: Request) -> Index:
 
 
 Asked = Annotated[Index, Depends(index_of)]
+Name = Annotated[str, Path(description="what it was published under")]
+VersionDigits = Annotated[str, Path(description="an alias, or 8 digits or more of the digest")]
 router = APIRouter(
     prefix="/api/v1",
     tags=["lineage"],
@@ -83,8 +86,8 @@ def versions(index: Asked, asked: Annotated[VersionsSlice, Query()]) -> JSONResp
 
 
 @router.get("/versions/{name}/{version}", summary="One version", response_model=Lineage)
-def version(index: Asked, name: str, version: str) -> JSONResponse:
-    """With manifest, records, parents and children. `version` is an alias, or 8 digits or more of the digest."""
+def version(index: Asked, name: Name, version: VersionDigits) -> JSONResponse:
+    """With manifest, records, drift, parents and children."""
     return answer(version_of(index, name, version))
 
 
@@ -96,6 +99,12 @@ def lineage(
     return answer(index.show(of))
 
 
+@router.get("/drifts/{name}", summary="How far versions of a name are from those before", response_model=Drifts)
+def drifts(index: Asked, name: Name) -> JSONResponse:
+    """Of the newest hundred versions, the oldest first: each component's norm, and its cosine to what `latest` was."""
+    return answer(Drifts(name=name, drifts=index.drifts(name)))
+
+
 @router.get("/runs", summary="Runs of the line, the newest first", response_model=RunPage)
 def runs(index: Asked, asked: Annotated[RunsSlice, Query()]) -> JSONResponse:
     """Exports, refusals and failures. In a text * stands for anything, ? for one character."""
@@ -103,19 +112,21 @@ def runs(index: Asked, asked: Annotated[RunsSlice, Query()]) -> JSONResponse:
 
 
 @router.get("/runs/{record}", summary="One run", response_model=RunDetail)
-def run(index: Asked, record: str) -> JSONResponse:
+def run(index: Asked, record: Annotated[str, Path(description="as a list of runs has it")]) -> JSONResponse:
     """By the id of its record."""
     return answer(index.run(record))
 
 
 @router.get("/failures", summary="Refused and failed runs by what they ended with", response_model=Failures)
-def failures(index: Asked, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> JSONResponse:
+def failures(
+    index: Asked, limit: Annotated[int, Query(ge=1, le=500, description="at most so many")] = 100
+) -> JSONResponse:
     """The newest `limit` of them."""
     return answer(index.failures(limit=limit))
 
 
 @router.get("/which", summary="What a digest is of", response_model=DigestMatches)
-def which(index: Asked, digest: Annotated[str, Query(max_length=200)]) -> JSONResponse:
+def which(index: Asked, digest: Annotated[str, Query(max_length=200, description="its first digits")]) -> JSONResponse:
     """A version, a file, its tensors or a checkpoint, by 8 to 64 digits of its sha256."""
     return answer(index.digests(digest))
 

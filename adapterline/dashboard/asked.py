@@ -22,7 +22,7 @@ def _moment(value: Any) -> Any:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-Moment = Annotated[datetime, BeforeValidator(_moment), Field(description="a day or a time; without a zone, in UTC")]
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 Limit = Annotated[int, Field(ge=1, le=500, description="at most so many")]
 Offset = Annotated[int, Field(ge=0, le=10**9, description="after so many")]
 
@@ -44,8 +44,8 @@ class _Asked(Value):
 
 
 class _OfVersions(VersionFilter, _Asked):
-    since: Moment | None = None
-    until: Moment | None = Field(None, description="before this")
+    since: Moment | None = Field(None, description="made on this day, at this time, or later; without a zone, in UTC")
+    until: Moment | None = Field(None, description="made before this")
     sort: Sort = "created"
     order: Literal["desc", "asc"] = "desc"
 
@@ -56,8 +56,8 @@ class _OfVersions(VersionFilter, _Asked):
 
 
 class _OfRuns(RunFilter, _Asked):
-    since: Moment | None = None
-    until: Moment | None = Field(None, description="before this")
+    since: Moment | None = Field(None, description="begun on this day, at this time, or later; without a zone, in UTC")
+    until: Moment | None = Field(None, description="begun before this")
 
     @property
     def filter(self) -> RunFilter:

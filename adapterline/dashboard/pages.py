@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from adapterline.dashboard.api import Asked, version_of
 from adapterline.dashboard.asked import PER_PAGE, Paging, RunsPage, VersionsPage
+from adapterline.dashboard.drift import drift_of, farthest
 from adapterline.dashboard.graph import draw
 from adapterline.dashboard.images import images_of, read_image
 from adapterline.dashboard.links import version_path
@@ -56,7 +57,7 @@ def adapter(request: Request, index: Asked, name: str) -> Response:
     found = index.versions(VersionFilter(name=name), limit=_MOST_VERSIONS) if NAME_PATTERN.fullmatch(name) else None
     if not found or not found.versions:
         raise UnknownLineageError(f"The index has no adapter {name!r}.", expected="a name that was published or proven")
-    return page(request, "adapter.html", name=name, found=found)
+    return page(request, "adapter.html", name=name, found=found, drift=drift_of(index.drifts(name)))
 
 
 @router.get("/adapters/{name}/{version}")
@@ -65,7 +66,7 @@ def version(request: Request, index: Asked, name: str, version: str) -> Response
     found, entry, manifest = _version(index, name, version)
     if version != entry.sha12:
         return RedirectResponse(version_path(entry.name, entry.digest))
-    return page(request, "version.html", view=view_of(found, entry, manifest), lineage=found)
+    return page(request, "version.html", view=view_of(found, entry, manifest), lineage=found, farthest=farthest)
 
 
 @router.get("/adapters/{name}/{version}/lineage")

@@ -88,6 +88,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def plain(text: str) -> str:
+    """A docstring's sentence without its marks."""
+    return text.replace("`", "")
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
@@ -103,7 +108,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"when": when, "size": size, "value": value_text, "duration": duration, "sentence": sentence}
+    made.filters |= {
+        "when": when,
+        "size": size,
+        "value": value_text,
+        "duration": duration,
+        "sentence": sentence,
+        "plain": plain,
+    }
     made.globals |= {
         "static": static_path,
         "href": href,

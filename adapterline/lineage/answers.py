@@ -15,10 +15,10 @@ Sort = Literal["created", "finished", "name", "size"]
 class VersionFilter(Value):
     """Which versions. Texts are patterns, in which * stands for anything and ? for one character."""
 
-    name: str | None = None
-    family: str | None = None
+    name: str | None = Field(None, description="what it was published under")
+    family: str | None = Field(None, description="of the base: sd15, sdxl, flux, ...")
     base: str | None = Field(None, description="the model it was trained on")
-    run_id: str | None = None
+    run_id: str | None = Field(None, description="the training run")
     checkpoint: str | None = Field(None, description="its URI as it was given, its name, or 8 digits of its digest")
     alias: str | None = Field(None, description="that points to it, anywhere")
     search: str | None = Field(
@@ -31,12 +31,12 @@ class VersionFilter(Value):
 class RunFilter(Value):
     """Which runs of the line. Texts are patterns, as in `VersionFilter`."""
 
-    outcome: str | None = Field(None, description="None: any")
-    name: str | None = None
-    family: str | None = None
-    base: str | None = None
-    run_id: str | None = None
-    checkpoint: str | None = None
+    outcome: str | None = Field(None, description="exported, already-exported, validated, waiting, refused or failed")
+    name: str | None = Field(None, description="what it was, or would have been, published under")
+    family: str | None = Field(None, description="of the base: sd15, sdxl, flux, ...")
+    base: str | None = Field(None, description="the model it was trained on")
+    run_id: str | None = Field(None, description="the training run")
+    checkpoint: str | None = Field(None, description="its URI as it was given")
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
 
@@ -139,6 +139,13 @@ class DriftEntry(Value):
     norm: float = Field(description="Frobenius norm of what it does to the weights")
     norm_before: float
     cosine: float | None = Field(description="between both; null where one of them is nothing")
+
+
+class Drifts(Value):
+    """How far the versions of a name are from what `latest` was before each, the oldest first."""
+
+    name: str
+    drifts: tuple[DriftEntry, ...]
 
 
 class Relative(Value):

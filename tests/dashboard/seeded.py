@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ from adapterline.values import (
     Transform,
     ValidationReport,
 )
+from adapterline.values.drift import ComponentDrift, DriftFromLatest, ModuleDrift
 from tests.lineage.recorded import DAY, record_of
 
 #: name, family, base, pipeline, components: name -> ranks
@@ -131,6 +133,7 @@ def add(
     index: Index, manifest: Manifest, published: tuple[Publication, ...], number: int, night: int, **more: Any
 ) -> LineageRecord:
     """A run that made this version."""
+    before = index.previous(manifest.name, manifest.digest)
     begun = DAY + timedelta(days=night, minutes=4 * number)
     record = record_of(None, day=1, **more).model_copy(
         update={
@@ -145,12 +148,32 @@ def add(
             "run": manifest.training_run,
             "manifest": manifest,
             "publications": published,
-            "previous": index.previous(manifest.name, manifest.digest),
+            "previous": before,
+            "drift": drift_of(manifest, before, number) if before and published else None,
         }
     )
     record = LineageRecord.model_validate(record.model_dump())
     index.add(record)
     return record
+
+
+def drift_of(manifest: Manifest, before: str, number: int) -> DriftFromLatest:
+    """From the version before: every tenth export turned far."""
+    components = {}
+    for place, component in enumerate(sorted(manifest.components)):
+        cosine = 0.12 if number % 10 == 0 else 0.9 + 0.09 * math.sin(number) - 0.2 * place
+        norm = 4 + 2 * math.sin(number / 5) - 1.5 * place
+        layers = {
+            f"blocks.{n}.attn.to_q": ModuleDrift(norm=norm / 4, before=norm / 5, cosine=cosine - n / 50)
+            for n in range(5)
+        }
+        components[component] = ComponentDrift(norm=norm, before=norm * 0.9, cosine=cosine, modules=layers)
+    return DriftFromLatest(
+        components=components,
+        before=before,
+        destination="s3://adapters/loras",
+        beyond=("unet: cosine 0.120, expected 0.5 or more",) if number % 10 == 0 else (),
+    )
 
 
 def manifest_of(
@@ -247,7 +270,7 @@ def publication_of(manifest: Manifest, place: str, images: tuple[RenderedImage, 
         location, load, revision = f"hf://{repository}@sha-{sha12}", repository, f"sha-{sha12}"
         url = f"https://huggingface.co/{repository}/tree/sha-{sha12}"
     elif not place.startswith("s3://"):
-        url = Path(location).as_uri()
+        url = Path(location).absolute().as_uri()
     receipt = Receipt(
         destination=place,
         name=name,

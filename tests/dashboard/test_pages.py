@@ -254,3 +254,19 @@ def test_static_files_are_kept_for_ever_and_pages_are_not(client: httpx.Client) 
     assert style
     assert client.get(style[1]).headers["Cache-Control"] == "public, max-age=31536000, immutable"
     assert client.get(re.sub(r"/[0-9a-f]{16}/", "/0123456789abcdef/", style[1])).status_code == 404
+
+
+def test_a_name_shows_how_its_versions_moved_and_a_version_how_far_it_is(client: httpx.Client, seeded: Seeded) -> None:
+    drifts = seeded.index.drifts("studio-portrait")
+    root = parsed(client.get("/adapters/studio-portrait").text)
+    norm, cosine = (text_of(next(svg.iter())) for svg in root.iter() if svg.tag.endswith("}svg"))
+    unet = [each for each in drifts if each.component == "unet"]
+    assert f"unet: {', '.join(f'{each.norm:.4g}' for each in unet)}." in norm
+    assert f"unet: {', '.join(f'{each.cosine:.4g}' for each in unet)}." in cosine
+    table = [table for table in root.iter(f"{XHTML}table") if "How far each version is" in text_of(table)]
+    assert len(list(table[0].iter(f"{XHTML}tr"))) == 1 + len(drifts)
+    version = text_of(parsed(client.get(seeded.path).text))
+    assert f"Compared with studio-portrait {seeded.shown.previous[:12] if seeded.shown.previous else ''}" in version
+    assert "blocks.4.attn.to_q" in version
+    far = next(each for each in seeded.index.versions(limit=100).versions if each.run_id == "brick-toys-050")
+    assert "cosine 0.120, expected 0.5 or more" in client.get(f"/adapters/brick-toys/{far.sha12}").text
