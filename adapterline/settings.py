@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         default_factory=lambda: f"sqlite:///{_home('XDG_DATA_HOME', '.local/share') / 'index.sqlite'}",
         description="the lineage index: sqlite:///path/to/file or postgresql://user@host/database",
     )
+    openlineage: str = Field(
+        default_factory=lambda: str(_home("XDG_DATA_HOME", ".local/share") / "openlineage.jsonl"),
+        description="the file of OpenLineage events, where OpenLineage's own configuration names nothing else; or off",
+    )
     scratch: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
         description="exported files on their way, and what was fetched",

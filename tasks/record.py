@@ -21,14 +21,18 @@ _LAYERS = {"drift": {"components": {"__all__": {"modules"}}}}
 
 @task(name="record", task_run_name="record", timeout_seconds=600, tags=TAGS, **IN_PROCESS)
 def record(entry: LineageRecord) -> LineageRecord:
-    """Appends the record, tells the index, and for an exported adapter creates its three artifacts.
+    """Appends the record, tells the index and OpenLineage, and for an exported adapter creates its three artifacts.
 
-    An index that cannot be written fails nothing: the record is the truth, and a reindex repairs it.
+    An index or a catalogue that cannot be told fails nothing: the record is the truth, and both can be told again.
     """
+    from adapterline.lineage.openlineage import emit
+
     entry = with_previous(entry)
     where = open_records(Settings().records).append(entry)
     if why := remember(lambda index: index.add(entry)):
         get_run_logger().warning("record: the lineage index was not written: %s", why)
+    if why := emit(entry, Settings().openlineage):
+        get_run_logger().warning("record: OpenLineage was not told: %s", why)
     if entry.manifest is not None and entry.outcome in ("exported", "validated"):
         _create_artifacts(entry)
     told(entry)

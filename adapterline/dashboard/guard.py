@@ -39,8 +39,9 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 #: What has nothing to tell: whoever signs in needs it before.
-_OPEN = ("/login", "/static/", "/healthz")
-ALIVE = "/healthz"
+ALIVE: Final = "/healthz"
+_OPEN = ("/login", ALIVE)
+_OPEN_BELOW = "/static/"
 
 Problem = Callable[[Request, int, Exception | None], Response]
 
@@ -76,7 +77,7 @@ class Guard:
         path = request.url.path
         if path != ALIVE and not self._access.is_called(request.headers.get("host", "")):
             return self._problem(request, 421, None)
-        if path.startswith(_OPEN):
+        if path in _OPEN or path.startswith(_OPEN_BELOW):
             return None
         cookie = request.cookies.get(COOKIE, "")
         if self._access.admits(request.headers.get("authorization", ""), cookie, time.time()):

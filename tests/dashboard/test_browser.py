@@ -154,6 +154,27 @@ def test_a_person_signs_in_and_out(open_page: Open, guarded: str) -> None:
     expect(page.get_by_label("Token")).to_be_visible()
 
 
+def test_a_link_from_another_site_opens_the_page_for_whoever_is_signed_in(
+    browser: Browser, url: str, guarded: str
+) -> None:
+    """A SameSite=Strict cookie does not come along from there: localhost is another site than 127.0.0.1."""
+    page = browser.new_page()
+    page.goto(f"{guarded}/login")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page).to_have_url(f"{guarded}/adapters")
+    page.goto(f"{url.replace('127.0.0.1', 'localhost')}/adapters")
+    page.evaluate(
+        "url => { const a = document.createElement('a'); a.href = url; a.id = 'there'; a.text = 'there';"
+        " document.body.prepend(a); }",
+        f"{guarded}/runs?outcome=failed",
+    )
+    page.locator("#there").click()
+    expect(page).to_have_url(f"{guarded}/runs?outcome=failed")
+    expect(page.locator("#count")).to_have_text("1 to 4 of 4 runs")
+    page.close()
+
+
 def test_no_page_scrolls_sideways_on_a_phone(open_page: Open, seeded: Seeded, url: str) -> None:
     page = open_page("/adapters", width=360, height=740)
     for path in every_page(seeded).values():
