@@ -231,6 +231,10 @@ QUESTIONS: dict[str, Question] = {
     "refusals": lambda index, n: index.runs(RunFilter(outcome="refused")),
     "refusals, last page": lambda index, n: index.runs(RunFilter(outcome="refused"), offset=4_950),
     "counts": lambda index, n: index.counts(),
+    "choices": lambda index, n: index.choices(),
+    "failures": lambda index, n: index.failures(),
+    "a run": lambda index, n: index.run(digest("record", n, 7)[:12]),
+    "which": lambda index, n: index.digests(manifest_of(n, 7).files[0].sha256),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from adapterline.values import DriftFromLatest, Manifest
+from adapterline.values import DriftFromLatest, LineageRecord, Manifest
 from adapterline.values.base import Value
 
 Sort = Literal["created", "finished", "name", "size"]
@@ -15,10 +15,10 @@ Sort = Literal["created", "finished", "name", "size"]
 class VersionFilter(Value):
     """Which versions. Texts are patterns, in which * stands for anything and ? for one character."""
 
-    name: str | None = None
-    family: str | None = None
+    name: str | None = Field(None, description="what it was published under")
+    family: str | None = Field(None, description="of the base: sd15, sdxl, flux, ...")
     base: str | None = Field(None, description="the model it was trained on")
-    run_id: str | None = None
+    run_id: str | None = Field(None, description="the training run")
     checkpoint: str | None = Field(None, description="its URI as it was given, its name, or 8 digits of its digest")
     alias: str | None = Field(None, description="that points to it, anywhere")
     search: str | None = Field(
@@ -31,12 +31,12 @@ class VersionFilter(Value):
 class RunFilter(Value):
     """Which runs of the line. Texts are patterns, as in `VersionFilter`."""
 
-    outcome: str | None = Field(None, description="None: any")
-    name: str | None = None
-    family: str | None = None
-    base: str | None = None
-    run_id: str | None = None
-    checkpoint: str | None = None
+    outcome: str | None = Field(None, description="exported, already-exported, validated, waiting, refused or failed")
+    name: str | None = Field(None, description="what it was, or would have been, published under")
+    family: str | None = Field(None, description="of the base: sd15, sdxl, flux, ...")
+    base: str | None = Field(None, description="the model it was trained on")
+    run_id: str | None = Field(None, description="the training run")
+    checkpoint: str | None = Field(None, description="its URI as it was given")
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
 
@@ -141,6 +141,13 @@ class DriftEntry(Value):
     cosine: float | None = Field(description="between both; null where one of them is nothing")
 
 
+class Drifts(Value):
+    """How far the versions of a name are from what `latest` was before each, the oldest first."""
+
+    name: str
+    drifts: tuple[DriftEntry, ...]
+
+
 class Relative(Value):
     """A version that another was made from, or that was made from another."""
 
@@ -200,6 +207,54 @@ class Counts(Value):
     by_outcome: tuple[Count, ...] = Field(description="of runs")
     by_family: tuple[Count, ...] = Field(description="of versions")
     by_base: tuple[Count, ...] = Field(description="of versions: the twenty that most have")
+
+
+class RunDetail(Value):
+    """One run of the line."""
+
+    record: LineageRecord = Field(description="without the manifest where it is the version's own")
+    version: VersionEntry | None = Field(description="that it made or found; null: none, or it was pruned everywhere")
+
+
+class FailureGroup(Value):
+    """Runs that ended alike, the newest first."""
+
+    outcome: str
+    error_type: str | None
+    runs: tuple[RunEntry, ...]
+
+
+class Failures(Value):
+    """The newest refused and failed runs, and how many there are."""
+
+    groups: tuple[FailureGroup, ...] = Field(description="the most frequent first")
+    total: int
+
+
+class DigestMatch(Value):
+    """What a digest is of."""
+
+    what: Literal["bundle", "file", "tensors", "checkpoint"] = Field(
+        description="bundle: the version itself; tensors: those of a file, without its header"
+    )
+    digest: str
+    path: str | None = Field(description="of the file in the version")
+    version: VersionEntry
+
+
+class DigestMatches(Value):
+    """Everything that has a digest which begins so."""
+
+    digits: str
+    matches: tuple[DigestMatch, ...]
+
+
+class Choices(Value):
+    """What occurs in the index, to choose from: a hundred of each at most."""
+
+    families: tuple[str, ...]
+    bases: tuple[str, ...]
+    aliases: tuple[str, ...]
 
 
 class PlaceRead(Value):
