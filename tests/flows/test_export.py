@@ -164,7 +164,10 @@ def test_a_publication_that_was_damaged_is_noticed(export: Callable[..., Lineage
         export(tmp_path / "out")
 
 
-def test_every_exported_adapter_has_its_three_artifacts(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
+def test_every_exported_adapter_has_its_three_artifacts(
+    export: Callable[..., LineageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERLINE_DASHBOARD_URL", "https://lineage.example/loras/")
     record = export(tmp_path / "out", name="with-artifacts")
     key = slug("with-artifacts")
     found = {
@@ -183,6 +186,8 @@ def test_every_exported_adapter_has_its_three_artifacts(export: Callable[..., Li
     assert len(rows) == len(report.checks) + len(report.not_run) >= len(record.manifest.validation.checks)
     assert all(row["passed"] for row in rows)
     assert record.publications[0].url in found[f"{key}-places"]["data"]
+    page = f"(https://lineage.example/loras/adapters/with-artifacts/{record.manifest.digest[:12]})"
+    assert all(page in found[f"{key}-{kind}"]["data"] for kind in ("record", "places"))
 
 
 def test_the_steps_are_tasks_by_their_names(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
