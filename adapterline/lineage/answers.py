@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from adapterline.values import DriftFromLatest, Manifest
+from adapterline.values import DriftFromLatest, Manifest, SweepRecord
 from adapterline.values.base import Value
 
 Sort = Literal["created", "finished", "name", "size"]
@@ -129,6 +129,13 @@ class RunPage(Value):
     total: int
 
 
+class SweepPage(Value):
+    """Some of the sweeps, and how many there are."""
+
+    sweeps: tuple[SweepRecord, ...]
+    total: int
+
+
 class DriftEntry(Value):
     """How far a component of a version is from what `latest` of the name was before."""
 
@@ -217,6 +224,7 @@ class Reindexed(Value):
     """What the index was made of."""
 
     records: int
-    unread: int = Field(description="records that this version of adapterline does not read")
+    sweeps: int = 0
+    unread: int = Field(description="records and sweeps that this version of adapterline does not read")
     versions: int
     places: tuple[PlaceRead, ...]

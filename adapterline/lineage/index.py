@@ -21,6 +21,7 @@ from adapterline.lineage.answers import (
     RunFilter,
     RunPage,
     Sort,
+    SweepPage,
     VersionFilter,
     VersionPage,
 )
@@ -29,7 +30,7 @@ from adapterline.lineage.records import open_records
 from adapterline.lineage.reindex import reindex
 from adapterline.lineage.stray import sha256_of_stray, tensors_of_stray
 from adapterline.settings import Settings
-from adapterline.values import DriftFromLatest, LineageRecord, Promotion, Pruning
+from adapterline.values import DriftFromLatest, LineageRecord, Promotion, Pruning, SweepRecord
 
 _MOST_CANDIDATES = 12
 
@@ -64,6 +65,11 @@ class Index:
         """One page of the runs of the line that a filter lets through, the newest first."""
         with self._database.reading() as connection:
             return queries.runs(connection, wanted or RunFilter(), limit=limit, offset=offset)
+
+    def sweeps(self, *, limit: int = 50, offset: int = 0) -> SweepPage:
+        """One page of the sweeps, the newest first."""
+        with self._database.reading() as connection:
+            return queries.sweeps(connection, limit=limit, offset=offset)
 
     def drifts(self, name: str, *, limit: int = 100) -> tuple[DriftEntry, ...]:
         """How far the newest versions of a name are from what `latest` was before each; the oldest first."""
@@ -127,6 +133,11 @@ class Index:
         """Adds what a record tells; False if it is there already."""
         with self._database.writing() as connection:
             return writing.add_record(connection, record)
+
+    def add_sweep(self, sweep: SweepRecord) -> bool:
+        """Adds what a sweep came to; False if it is there already."""
+        with self._database.writing() as connection:
+            return writing.add_sweep(connection, sweep)
 
     def add_promotion(self, promotion: Promotion) -> None:
         """Adds where an alias points now."""
