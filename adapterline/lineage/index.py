@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from adapterline.errors import AdapterlineError, UnknownLineageError, UsageError
-from adapterline.lineage import queries, writing
+from adapterline.lineage import health, queries, writing
 from adapterline.lineage.answers import (
     Counts,
     DriftEntry,
+    Health,
     Lineage,
     Match,
     Matches,
+    Measures,
     Reindexed,
     RunFilter,
     RunPage,
@@ -80,6 +83,19 @@ class Index:
         """What is in it, in numbers."""
         with self._database.reading() as connection:
             return queries.counts(connection)
+
+    def health(self, days: int = 30, now: datetime | None = None) -> Health:
+        """How the line fares: of the last `days` days, of which the last is the day of `now` in UTC, and at `now`.
+
+        UsageError for less than one day or more than ten years.
+        """
+        with self._database.reading() as connection:
+            return health.health(connection, days, now or datetime.now(UTC))
+
+    def measures(self, now: datetime | None = None) -> Measures:
+        """What is worth measuring every minute, in few queries."""
+        with self._database.reading() as connection:
+            return health.measures(connection, now or datetime.now(UTC))
 
     def show(self, what: str) -> Lineage:
         """Where something comes from and where it went.

@@ -100,8 +100,8 @@ records = Table(
     Column("run_id", Label),
     Column("error_type", Label),
     Index("records_by_time", "started_at", "id"),
-    # What is counted of a time is in it: the rows themselves are not read.
-    Index("records_by_end", "ended_at", "outcome", "error_type", "started_at"),
+    # What is counted of a time is in these two: the rows themselves are not read.
+    Index("records_by_end", "outcome", "ended_at", "error_type", "started_at"),
     Index("records_by_outcome", "outcome", "started_at"),
     Index("records_by_version", "name", "digest"),
     Index("records_by_run", "run_id"),
@@ -149,7 +149,7 @@ versions = Table(
     Index("versions_by_source_name", "source_name"),
     Index("versions_by_finish", "finished_at"),
     Index("versions_by_size", "size"),
-    Index("versions_sized", "outcome", "created_at", "size"),
+    Index("versions_by_outcome", "outcome", "created_at", "size"),
 )
 
 

@@ -57,7 +57,7 @@ def test_an_index_of_the_first_tables_is_brought_up_to_date(
     with engine.begin() as connection:
         for table in ("drifts", "searches", "sweeps"):
             connection.execute(text(f"DROP TABLE {table}"))
-        for name in ("records_by_end", "versions_sized"):
+        for name in ("records_by_end", "versions_by_outcome"):
             connection.execute(text(f"DROP INDEX {name}"))
         connection.execute(text("ALTER TABLE records DROP COLUMN error_type"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))

@@ -31,8 +31,8 @@ def upgrade() -> None:
     op.create_index("sweeps_by_time", "sweeps", ["started_at", "id"], unique=False)
     op.add_column("records", sa.Column("error_type", _LABEL, nullable=True))
     _tell_errors(op.get_bind())
-    op.create_index("records_by_end", "records", ["ended_at", "outcome", "error_type", "started_at"], unique=False)
-    op.create_index("versions_sized", "versions", ["outcome", "created_at", "size"], unique=False)
+    op.create_index("records_by_end", "records", ["outcome", "ended_at", "error_type", "started_at"], unique=False)
+    op.create_index("versions_by_outcome", "versions", ["outcome", "created_at", "size"], unique=False)
 
 
 def _tell_errors(connection: sa.Connection) -> None:
