@@ -100,9 +100,9 @@ records = Table(
     Column("run_id", Label),
     Column("error_type", Label),
     Index("records_by_time", "started_at", "id"),
-    # What is counted of a time is in these two: the rows themselves are not read.
+    Index("records_by_outcome", "outcome", "started_at", "id"),
+    # What is counted of a time is in it: the rows themselves are not read.
     Index("records_by_end", "outcome", "ended_at", "error_type", "started_at"),
-    Index("records_by_outcome", "outcome", "started_at"),
     Index("records_by_version", "name", "digest"),
     Index("records_by_run", "run_id"),
     Index("records_by_checkpoint", "checkpoint"),
@@ -142,13 +142,13 @@ versions = Table(
     Index("versions_by_time", "created_at", "name", "digest"),
     Index("versions_by_name", "name", "created_at"),
     Index("versions_by_digest", "digest"),
-    Index("versions_by_family", "family", "created_at"),
-    Index("versions_by_base", "base_model", "created_at"),
+    Index("versions_by_family", "family", "created_at", "name", "digest"),
+    Index("versions_by_base", "base_model", "created_at", "name", "digest"),
     Index("versions_by_run", "run_id"),
     Index("versions_by_source", "source_digest"),
     Index("versions_by_source_name", "source_name"),
     Index("versions_by_finish", "finished_at"),
-    Index("versions_by_size", "size"),
+    Index("versions_by_size", "size", "created_at", "name", "digest"),
     Index("versions_by_outcome", "outcome", "created_at", "size"),
 )
 

@@ -92,8 +92,9 @@ def test_each_day_is_counted_as_by_hand(url: str) -> None:
 def test_postgres_counts_as_sqlite_does(url: str) -> None:
     with postgresql() as address:
         other = f"postgresql://{address}"
-        _is_counted_by_hand(Index(other).health(30, NOW), fill(other, 4000), 30)
+        nights = fill(other, 4000)
         fill(url, 4000)
+        _is_counted_by_hand(Index(other).health(30, NOW), nights, 30)
         assert Index(other).health(30, NOW) == Index(url).health(30, NOW)
         assert Index(other).measures(NOW) == Index(url).measures(NOW)
 

@@ -1,4 +1,4 @@
-"""How far an export is from the one before it, and a narrow table to search.
+"""How far an export is from the one before it, a narrow table to search, and whole orders in indexes.
 
 Nothing here is changed any more: a later migration is.
 """
@@ -13,6 +13,14 @@ revision = "0002"
 down_revision = "0001"
 
 _LABEL = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+
+_VERSION = ["created_at", "name", "digest"]
+_ORDERS = (
+    ("records_by_outcome", "records", ["outcome", "started_at", "id"]),
+    ("versions_by_family", "versions", ["family", *_VERSION]),
+    ("versions_by_base", "versions", ["base_model", *_VERSION]),
+    ("versions_by_size", "versions", ["size", *_VERSION]),
+)
 
 
 def upgrade() -> None:
@@ -31,6 +39,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["version"], ["versions.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version", "number"),
     )
+    for name, table, columns in _ORDERS:
+        op.drop_index(name, table)
+        op.create_index(name, table, columns)
     searches = op.create_table(
         "searches",
         sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
