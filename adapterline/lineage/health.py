@@ -31,7 +31,7 @@ from adapterline.lineage.queries import sweeps
 
 _R, _V, _D = t.records.c, t.versions.c, t.drifts.c
 #: The outcome of a record -> its field of `Outcomes`.
-_FIELDS: Final = {
+FIELDS: Final = {
     "exported": "exported",
     "already-exported": "already",
     "validated": "validated",
@@ -130,7 +130,7 @@ def _bytes_by_day(connection: Connection, since: datetime, until: datetime) -> d
     return {number: int(size) for number, size in connection.execute(asked)}
 
 
-def _ended(since: datetime, until: datetime, outcomes: Iterable[str] = _FIELDS) -> tuple[ColumnElement[bool], ...]:
+def _ended(since: datetime, until: datetime, outcomes: Iterable[str] = FIELDS) -> tuple[ColumnElement[bool], ...]:
     # All outcomes are named, because the index begins with them.
     return (_R.outcome.in_(list(outcomes)), _R.ended_at >= since, _R.ended_at <= until)
 
@@ -153,7 +153,7 @@ def _summed(days: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _outcomes(counts: dict[str, int]) -> Outcomes:
-    return Outcomes(**{field: counts.get(outcome, 0) for outcome, field in _FIELDS.items()})
+    return Outcomes(**{field: counts.get(outcome, 0) for outcome, field in FIELDS.items()})
 
 
 def _summary(taken: list[int]) -> Durations | None:
