@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
+from adapterline.dashboard.command import dashboard
 from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
 from adapterline.lineage.commands import app as lineage
 from adapterline.output import Json
@@ -35,6 +36,7 @@ app = App(
     version_flags=["--version"],
 )
 app.command(lineage)
+app.command(dashboard)
 
 Alpha = Annotated[float | None, Parameter(help="lora_alpha, for a checkpoint that does not say it.")]
 AdapterConfig = Annotated[Path | None, Parameter(help="A PEFT adapter_config.json, for the same.")]

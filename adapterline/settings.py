@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -34,6 +34,11 @@ def _split(value: Any) -> Any:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
+def _is_secret(name: str) -> bool:
+    field = Settings.model_fields.get(name)
+    return field is not None and SecretStr in get_args(field.annotation)
+
+
 #: In the environment separated by commas, in TOML a list.
 Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
@@ -53,6 +58,10 @@ class Settings(BaseSettings):
         default_factory=lambda: f"sqlite:///{_home('XDG_DATA_HOME', '.local/share') / 'index.sqlite'}",
         description="the lineage index: sqlite:///path/to/file or postgresql://user@host/database",
     )
+    openlineage: str = Field(
+        default_factory=lambda: str(_home("XDG_DATA_HOME", ".local/share") / "openlineage.jsonl"),
+        description="the file of OpenLineage events, where OpenLineage's own configuration names nothing else; or off",
+    )
     scratch: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
         description="exported files on their way, and what was fetched",
@@ -70,6 +79,12 @@ class Settings(BaseSettings):
     crashes: int = Field(3, ge=0, le=20, description="how often a deployed run that crashed is started again")
     crash_seconds: float = Field(30, ge=0, description="the first pause before it; each further one is twice as long")
     listen_secret: SecretStr | None = Field(None, description="what senders show to `adapterline listen`")
+    dashboard_token: SecretStr | None = Field(
+        None, description="what people and programs show to `adapterline dashboard`"
+    )
+    dashboard_url: str | None = Field(
+        None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", description="where people find it, for links to its pages"
+    )
     senders: dict[str, Sender] = Field(default_factory=dict, description="platforms that `listen` does not know itself")
     drift_cosine: float = Field(
         0.1, ge=-1, le=1, description="an export that is less like the one before, in a component, is told of"
@@ -93,6 +108,13 @@ class Settings(BaseSettings):
     hub_create: bool = Field(True, description="a Hub repository that is not there is created")
     hub_pr: bool = Field(False, description="on the Hub, open a pull request instead of committing to main")
     hub_branch: str = Field("main", description="the branch of the Hub that takes the place of main")
+
+    @field_validator("dashboard_token")
+    @classmethod
+    def _is_long(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(token.get_secret_value()) < 16:
+            raise ValueError("it has fewer than 16 characters, and can be guessed")
+        return token
 
     @field_validator("hub_branch")
     @classmethod
@@ -134,8 +156,9 @@ class Settings(BaseSettings):
                     remedy="Correct one of them, in ADAPTERLINE_* or adapterline.toml.",
                 ) from error
             name = "_".join(str(part) for part in first["loc"])
+            shown = "unfit" if _is_secret(name) else repr(first["input"])
             raise UsageError(
-                f"The setting {name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.",
+                f"The setting {name} is {shown}: {first['msg'].removeprefix('Value error, ')}.",
                 remedy=f"Correct ADAPTERLINE_{name.upper()}, or {name} in adapterline.toml.",
             ) from error
         except ValueError as error:  # the settings file is no TOML

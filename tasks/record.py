@@ -6,12 +6,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from adapterline.dashboard.links import version_url
 from adapterline.lineage.index import remember, with_previous
 from adapterline.lineage.records import open_records
 from adapterline.package.card import snippets
 from adapterline.prefect_events import told
 from adapterline.settings import Settings
-from adapterline.values import DriftFromLatest, LineageRecord, slug
+from adapterline.values import DriftFromLatest, LineageRecord, Manifest, slug
 from tasks.policy import IN_PROCESS, TAGS, say
 
 _MOST_LAYERS = 20
@@ -21,14 +22,18 @@ _LAYERS = {"drift": {"components": {"__all__": {"modules"}}}}
 
 @task(name="record", task_run_name="record", timeout_seconds=600, tags=TAGS, **IN_PROCESS)
 def record(entry: LineageRecord) -> LineageRecord:
-    """Appends the record, tells the index, and for an exported adapter creates its three artifacts.
+    """Appends the record, tells the index and OpenLineage, and for an exported adapter creates its three artifacts.
 
-    An index that cannot be written fails nothing: the record is the truth, and a reindex repairs it.
+    An index or a catalogue that cannot be told fails nothing: the record is the truth, and both can be told again.
     """
+    from adapterline.lineage.openlineage import emit
+
     entry = with_previous(entry)
     where = open_records(Settings().records).append(entry)
     if why := remember(lambda index: index.add(entry)):
         get_run_logger().warning("record: the lineage index was not written: %s", why)
+    if why := emit(entry, Settings().openlineage):
+        get_run_logger().warning("record: OpenLineage was not told: %s", why)
     if entry.manifest is not None and entry.outcome in ("exported", "validated"):
         _create_artifacts(entry)
     told(entry)
@@ -107,5 +112,12 @@ def _drift(found: DriftFromLatest) -> str:
     return "\n".join(lines)
 
 
+def _in_dashboard(manifest: Manifest) -> str:
+    url = version_url(Settings(), manifest.name, manifest.digest)
+    return f"[Its page in the dashboard]({url})\n\n" if url else ""
+
+
 def _places(entry: LineageRecord) -> str:
-    return "\n".join(f"- [{p.url}]({p.url}) (latest {p.latest})" for p in entry.publications) or "- nowhere: a dry run"
+    assert entry.manifest is not None
+    places = [f"- [{each.url}]({each.url}) (latest {each.latest})" for each in entry.publications]
+    return _in_dashboard(entry.manifest) + "\n".join(places or ["- nowhere: a dry run"])

@@ -70,6 +70,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A record store, an index and a scratch folder of the test's own, and retries without pauses."""
     monkeypatch.setenv("ADAPTERLINE_RECORDS", str(tmp_path / "records"))
     monkeypatch.setenv("ADAPTERLINE_INDEX", f"sqlite:///{tmp_path / 'index.sqlite'}")
+    monkeypatch.setenv("ADAPTERLINE_OPENLINEAGE", str(tmp_path / "openlineage.jsonl"))
     monkeypatch.setenv("ADAPTERLINE_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("ADAPTERLINE_RETRY_SECONDS", "0")
     return tmp_path / "records"

@@ -122,6 +122,7 @@ def deploying(prefect_api: str, home: Path, **settings: str) -> Iterator[Deploye
         **os.environ,
         "ADAPTERLINE_RECORDS": str(home / "records"),
         "ADAPTERLINE_INDEX": f"sqlite:///{home / 'index.sqlite'}",
+        "ADAPTERLINE_OPENLINEAGE": str(home / "openlineage.jsonl"),
         "ADAPTERLINE_SCRATCH": str(home / "scratch"),
         "ADAPTERLINE_INCOMPLETE_SECONDS": "1",
         "ADAPTERLINE_INCOMPLETE_TRIES": "30",

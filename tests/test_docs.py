@@ -48,7 +48,7 @@ REASONS = {
     "containers and clouds": "a Docker daemon, a cluster or an AWS account",
 }
 #: Pages whose commands are started as a user starts them: this one for what a user sees, that one to be killed.
-COLD = ("README.md", "listen.md")
+COLD = ("README.md", "listen.md", "dashboard.md")
 BUCKET = "adapters"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->\n\Z")
@@ -287,6 +287,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         ("audit", "audit"),
         ("notify", "events"),
         ("listen", "listen"),
+        ("dashboard", "dashboard"),
         ("doctor", "doctor"),
         ("lineage list", "lineage"),
         ("lineage show", "lineage"),
@@ -323,6 +324,7 @@ def test_every_command_is_tried_above() -> None:
         "audit",
         "notify",
         "listen",
+        "dashboard",
         "doctor",
         "lineage",
         "promote",

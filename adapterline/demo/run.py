@@ -80,6 +80,7 @@ def _keep_to(out: Path) -> None:
     """The demo writes nowhere else: neither to the user's Prefect nor to their record store."""
     os.environ["ADAPTERLINE_RECORDS"] = str(out / "records")
     os.environ["ADAPTERLINE_INDEX"] = f"sqlite:///{out / 'lineage' / 'index.sqlite'}"
+    os.environ["ADAPTERLINE_OPENLINEAGE"] = str(out / "lineage" / "openlineage.jsonl")
     os.environ["ADAPTERLINE_SCRATCH"] = str(out / "scratch")
     os.environ["PREFECT_HOME"] = str(out / "prefect")
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

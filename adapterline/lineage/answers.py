@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from adapterline.values import DriftFromLatest, Manifest, SweepRecord
+from adapterline.values import DriftFromLatest, LineageRecord, Manifest, SweepRecord
 from adapterline.values.base import Value
 
 Sort = Literal["created", "finished", "name", "size"]
@@ -16,10 +15,10 @@ Sort = Literal["created", "finished", "name", "size"]
 class VersionFilter(Value):
     """Which versions. Texts are patterns, in which * stands for anything and ? for one character."""
 
-    name: str | None = None
-    family: str | None = None
+    name: str | None = Field(None, description="what it was published under")
+    family: str | None = Field(None, description="of the base: sd15, sdxl, flux, ...")
     base: str | None = Field(None, description="the model it was trained on")
-    run_id: str | None = None
+    run_id: str | None = Field(None, description="the training run")
     checkpoint: str | None = Field(None, description="its URI as it was given, its name, or 8 digits of its digest")
     alias: str | None = Field(None, description="that points to it, anywhere")
     search: str | None = Field(
@@ -32,12 +31,12 @@ class VersionFilter(Value):
 class RunFilter(Value):
     """Which runs of the line. Texts are patterns, as in `VersionFilter`."""
 
-    outcome: str | None = Field(None, description="None: any")
-    name: str | None = None
-    family: str | None = None
-    base: str | None = None
-    run_id: str | None = None
-    checkpoint: str | None = None
+    outcome: str | None = Field(None, description="exported, already-exported, validated, waiting, refused or failed")
+    name: str | None = Field(None, description="what it was, or would have been, published under")
+    family: str | None = Field(None, description="of the base: sd15, sdxl, flux, ...")
+    base: str | None = Field(None, description="the model it was trained on")
+    run_id: str | None = Field(None, description="the training run")
+    checkpoint: str | None = Field(None, description="its URI as it was given")
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
 
@@ -149,6 +148,13 @@ class DriftEntry(Value):
     cosine: float | None = Field(description="between both; null where one of them is nothing")
 
 
+class Drifts(Value):
+    """How far the versions of a name are from what `latest` was before each, the oldest first."""
+
+    name: str
+    drifts: tuple[DriftEntry, ...]
+
+
 class Relative(Value):
     """A version that another was made from, or that was made from another."""
 
@@ -210,120 +216,52 @@ class Counts(Value):
     by_base: tuple[Count, ...] = Field(description="of versions: the twenty that most have")
 
 
-class Outcomes(Value):
-    """How many runs of the line ended how."""
+class RunDetail(Value):
+    """One run of the line."""
 
-    exported: int = 0
-    already: int = Field(0, description="already-exported: found done, and whole")
-    validated: int = 0
-    waiting: int = Field(0, description="left to a later run, which has an end of its own")
-    refused: int = 0
-    failed: int = 0
-
-    @property
-    def ended(self) -> int:
-        """All but those that wait."""
-        return self.succeeded + self.refused + self.failed
-
-    @property
-    def succeeded(self) -> int:
-        """Those that did what they were asked for."""
-        return self.exported + self.already + self.validated
-
-    @property
-    def success_ratio(self) -> float | None:
-        """Between 0 and 1; of those that ended. None where none did."""
-        return self.succeeded / self.ended if self.ended else None
-
-    @property
-    def failure_ratio(self) -> float | None:
-        """The same of failures. A refusal is none: it is an answer."""
-        return self.failed / self.ended if self.ended else None
+    record: LineageRecord = Field(description="without the manifest where it is the version's own")
+    version: VersionEntry | None = Field(description="that it made or found; null: none, or it was pruned everywhere")
 
 
-class Durations(Value):
-    """How long the runs that exported something took, in seconds, by the clock of their workers."""
+class FailureGroup(Value):
+    """Runs that ended alike, the newest first."""
 
-    count: int
-    median: float
-    p95: float = Field(description="nineteen of twenty took no longer")
-    longest: float
-
-
-class Day(Value):
-    """One day in UTC, by when runs ended."""
-
-    day: date
-    outcomes: Outcomes
-    durations: Durations | None = Field(description="null: nothing was exported")
-    bytes: int = Field(description="of versions that were published first on this day")
+    outcome: str
+    error_type: str | None
+    runs: tuple[RunEntry, ...]
 
 
-class ErrorCount(Value):
-    """How many runs ended with this error."""
+class Failures(Value):
+    """The newest refused and failed runs, and how many there are."""
 
-    outcome: str = Field(description="waiting, refused or failed")
-    error_type: str = Field(description="its class in adapterline.errors")
-    count: int
-
-
-class LastExport(Value):
-    """The export that ended last."""
-
-    record: str = Field(description="its id")
-    name: str
-    digest: str
-    ended_at: AwareDatetime
+    groups: tuple[FailureGroup, ...] = Field(description="the most frequent first")
+    total: int
 
 
-class WaitingEntry(Value):
-    """A checkpoint that was not whole yet when it was looked at last."""
+class DigestMatch(Value):
+    """What a digest is of."""
 
-    checkpoint: str
-    name: str | None
-    since: AwareDatetime = Field(description="the begin of the first run that left it")
-    runs: int = Field(description="how often it was left since")
-
-
-class Health(Value):
-    """How the line fares: over a time, and now."""
-
-    since: AwareDatetime = Field(description="midnight in UTC")
-    until: AwareDatetime
-    outcomes: Outcomes = Field(description="of the whole time")
-    days: tuple[Day, ...] = Field(description="each day, also one without a run; the oldest first")
-    errors: tuple[ErrorCount, ...] = Field(description="of the whole time, the most frequent first")
-    last_sweep: SweepRecord | None = Field(description="whenever it was")
-    last_export: LastExport | None = Field(description="whenever it was")
-    waiting: tuple[WaitingEntry, ...] = Field(description="since a time in the window; the longest first")
-
-
-class DriftGauge(Value):
-    """How far a component of a name's newest version is from what `latest` was before it."""
-
-    name: str
-    component: str
-    cosine: float | None = Field(description="null where one of both is nothing")
-    norm_ratio: float | None = Field(description="its norm by the norm of the one before; null where that was nothing")
-
-
-class Measures(Value):
-    """What is worth measuring every minute."""
-
-    at: AwareDatetime
-    names: int
-    versions: int
-    bytes: int = Field(description="of all versions")
-    outcomes: Outcomes = Field(description="of every run")
-    recent: Outcomes = Field(description="of the last 24 hours")
-    errors: tuple[ErrorCount, ...] = Field(description="of the last 24 hours")
-    durations: Durations | None = Field(description="of the last 24 hours")
-    last_sweep: SweepRecord | None
-    last_export: LastExport | None
-    waiting: tuple[WaitingEntry, ...] = Field(description="since a time in the last 30 days")
-    drifts: tuple[DriftGauge, ...] = Field(
-        description="of the names that were exported last, at most 500, and none longer than 7 days ago"
+    what: Literal["bundle", "file", "tensors", "checkpoint"] = Field(
+        description="bundle: the version itself; tensors: those of a file, without its header"
     )
+    digest: str
+    path: str | None = Field(description="of the file in the version")
+    version: VersionEntry
+
+
+class DigestMatches(Value):
+    """Everything that has a digest which begins so."""
+
+    digits: str
+    matches: tuple[DigestMatch, ...]
+
+
+class Choices(Value):
+    """What occurs in the index, to choose from: a hundred of each at most."""
+
+    families: tuple[str, ...]
+    bases: tuple[str, ...]
+    aliases: tuple[str, ...]
 
 
 class PlaceRead(Value):

@@ -157,5 +157,28 @@ def reindex(
         fail(error, as_json=False)
 
 
+@app.command
+def openlineage(*, since: datetime | None = None, until: datetime | None = None) -> None:
+    """Print the runs of the record store as OpenLineage events, a line of JSON each.
+
+    Parameters
+    ----------
+    since
+        Runs that began at this time or later; without a time zone, in UTC.
+    until
+        Runs that began before this.
+    """
+    from adapterline.lineage.openlineage import as_json, events_of
+    from adapterline.lineage.records import open_records
+    from adapterline.settings import Settings
+
+    since, until = _aware(since), _aware(until)
+    store = open_records(Settings().records)
+    for record in filter(None, map(store.read, store.names())):
+        if (since is None or since <= record.started_at) and (until is None or record.started_at < until):
+            for event in events_of(record):
+                print(as_json(event))
+
+
 def _aware(time: datetime | None) -> datetime | None:
     return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time

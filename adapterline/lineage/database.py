@@ -63,7 +63,7 @@ class Database:
 
     def discard_if_damaged(self) -> bool:
         """Deletes a file that is no database of SQLite, or a damaged one: whoever calls this builds it anew."""
-        if not self.is_sqlite or not self._url.database:
+        if not self.is_sqlite or not self._url.database or not Path(self._url.database).exists():
             return False
         try:
             with self._engine.connect() as connection:

@@ -13,14 +13,16 @@ from sqlalchemy import Connection, Row
 from adapterline.errors import AdapterlineError, UnknownLineageError, UsageError
 from adapterline.lineage import health, queries, writing
 from adapterline.lineage.answers import (
+    Choices,
     Counts,
+    DigestMatches,
     DriftEntry,
-    Health,
+    Failures,
     Lineage,
     Match,
     Matches,
-    Measures,
     Reindexed,
+    RunDetail,
     RunFilter,
     RunPage,
     Sort,
@@ -29,6 +31,7 @@ from adapterline.lineage.answers import (
     VersionPage,
 )
 from adapterline.lineage.database import Database
+from adapterline.lineage.health_answers import Health, Measures
 from adapterline.lineage.records import open_records
 from adapterline.lineage.reindex import reindex
 from adapterline.lineage.stray import sha256_of_stray, tensors_of_stray
@@ -142,6 +145,54 @@ class Index:
                 "lineage reindex --from URI.",
             )
         return Matches(file=str(file), matches=matches)
+
+    # --- for pages ----------------------------------------------------------------------------------------------------
+
+    def choices(self) -> Choices:
+        """What may be chosen in a filter."""
+        with self._database.reading() as connection:
+            return queries.choices(connection)
+
+    def run(self, record: str) -> RunDetail:
+        """One run by the id of its record. UnknownLineageError if there is none."""
+        with self._database.reading() as connection:
+            found = queries.document(connection, record)
+            if not found:
+                raise UnknownLineageError(
+                    f"The index {self._database.where} has no run {record!r}.", expected="the id of a record"
+                )
+            made = queries.by_record(connection, record)
+            rows = queries.rows_of(connection, made)
+            version = queries.entries(connection, rows)[0] if rows else None
+            return RunDetail(record=LineageRecord.model_validate(found[0]), version=version)
+
+    def failures(self, wanted: RunFilter | None = None, *, limit: int = 500) -> Failures:
+        """The newest refused and failed runs that a filter lets through, by what they ended with."""
+        with self._database.reading() as connection:
+            return queries.failures(connection, wanted or RunFilter(), limit=limit)
+
+    def digests(self, digits: str, *, limit: int = 100) -> DigestMatches:
+        """What has a digest that begins with these 8 to 64 digits: a version, a file, its tensors, a checkpoint.
+
+        A prefix `sha256:` and capitals are taken too. UsageError for what is no digest, UnknownLineageError if nothing
+        has it.
+        """
+        wanted = digits.strip().lower().removeprefix("sha256:")
+        if not queries.DIGITS.fullmatch(wanted):
+            raise UsageError(
+                f"{digits.strip()[:100]!r} is no digest.",
+                expected="8 to 64 hexadecimal digits of a sha256",
+                remedy="sha256sum FILE prints one.",
+            )
+        with self._database.reading() as connection:
+            matches = queries.digests(connection, wanted, limit=limit)
+        if not matches:
+            raise UnknownLineageError(
+                f"Nothing in the index {self._database.where} has a digest that begins with {wanted}.",
+                expected="the sha256 of a version, of a file, of a file's tensors or of a checkpoint",
+                remedy="If a file's header was changed, adapterline lineage which finds it by its tensors.",
+            )
+        return DigestMatches(digits=wanted, matches=matches)
 
     # --- what is told -------------------------------------------------------------------------------------------------
 

@@ -12,15 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, union
+from sqlalchemy import ColumnElement, Connection, Row, Text, and_, func, literal, or_, select, union, union_all
 
 from adapterline.lineage import tables as t
 from adapterline.lineage.answers import (
     AliasEntry,
+    Choices,
     ComponentEntry,
     Count,
     Counts,
+    DigestMatch,
     DriftEntry,
+    FailureGroup,
+    Failures,
     PlaceEntry,
     Relative,
     RunEntry,
@@ -39,6 +43,7 @@ DIGITS = re.compile(r"[0-9a-f]{8,64}")
 _V, _R, _F, _A, _E = t.versions.c, t.records.c, t.files.c, t.aliases.c, t.edges.c
 _SORTS: dict[Sort, Any] = {"created": _V.created_at, "finished": _V.finished_at, "name": _V.name, "size": _V.size}
 _MOST_BASES = 20
+_MOST_CHOICES = 100
 _BATCH = 500  # ids in one statement
 
 
@@ -399,3 +404,54 @@ def _begins(column: Any, beginning: str) -> ColumnElement[bool]:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([\\%_])", r"\\\1", text)
+
+
+# --- for pages --------------------------------------------------------------------------------------------------------
+
+#: The outcomes that have an error.
+UNSUCCESSFUL = ("refused", "failed")
+
+
+def choices(connection: Connection) -> Choices:
+    """What may be chosen in a filter."""
+
+    def values(column: Any) -> tuple[str, ...]:
+        return tuple(connection.execute(select(column).distinct().order_by(column).limit(_MOST_CHOICES)).scalars())
+
+    return Choices(families=values(_V.family), bases=values(_V.base_model), aliases=values(_A.alias))
+
+
+def failures(connection: Connection, wanted: RunFilter, *, limit: int) -> Failures:
+    """The newest refused and failed runs by what they ended with, the most frequent first."""
+    where = [*_where_runs(wanted), _R.outcome.in_(UNSUCCESSFUL)]
+    total = connection.execute(select(func.count()).select_from(t.records).where(*where)).scalar_one()
+    newest = select(_R.id).where(*where).order_by(_R.started_at.desc(), _R.id.desc()).limit(limit)
+    groups: dict[tuple[str, str | None], list[RunEntry]] = defaultdict(list)
+    for run in _run_entries(connection, connection.execute(newest).scalars().all()):
+        groups[run.outcome, run.error_type].append(run)
+    by_size = sorted(groups.items(), key=lambda item: -len(item[1]))
+    found = tuple(FailureGroup(outcome=o, error_type=kind, runs=tuple(runs)) for (o, kind), runs in by_size)
+    return Failures(groups=found, total=total)
+
+
+def digests(connection: Connection, digits: str, *, limit: int) -> tuple[DigestMatch, ...]:
+    """What has a digest that begins with `digits`."""
+    of_files = select(_F.version.label("version"), _F.path.label("path"))
+    of_versions = select(_V.id.label("version"), literal(None, Text).label("path"))
+    found = union_all(
+        *(
+            rows.add_columns(column.label("digest"), literal(what).label("what")).where(_begins(column, digits))
+            for rows, column, what in (
+                (of_versions, _V.digest, "bundle"),
+                (of_files, _F.sha256, "file"),
+                (of_files, _F.tensors_sha256, "tensors"),
+                (of_versions, _V.source_digest, "checkpoint"),
+            )
+        )
+    ).subquery()
+    rows = connection.execute(select(found).order_by(found.c.what, found.c.version, found.c.path).limit(limit)).all()
+    versions = {row.id: row for row in rows_of(connection, [row.version for row in rows])}
+    described = dict(zip(versions, entries(connection, list(versions.values())), strict=True))
+    return tuple(
+        DigestMatch(what=row.what, digest=row.digest, path=row.path, version=described[row.version]) for row in rows
+    )

@@ -98,6 +98,7 @@ def test_the_second_export_says_how_far_it_is_from_the_first(
     assert [each.model_dump_json() for each in (again, *Index().drifts("nightly"))] == before
 
 
+@pytest.mark.slow
 def test_what_is_far_from_the_one_before_is_an_event_and_an_artifact(
     export: Callable[..., LineageRecord], trained: Trained, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_what_is_far_from_the_one_before_is_an_event_and_an_artifact(
     assert "-1.0000" in artifact["data"]
 
 
+@pytest.mark.slow
 def test_an_export_whose_predecessor_is_damaged_is_published_and_says_so(
     export: Callable[..., LineageRecord], trained: Trained, tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_an_export_whose_predecessor_is_damaged_is_published_and_says_so(
     assert "pytorch_lora_weights.safetensors" in (second.drift.not_measured or "")
 
 
+@pytest.mark.slow
 def test_what_lies_in_s3_is_compared_too(
     export: Callable[..., LineageRecord], trained: Trained, tmp_path: Path, s3: Any, bucket: str
 ) -> None:

@@ -187,6 +187,7 @@ def test_no_secret_reaches_anything_and_no_private_place_what_is_published(
     assert len(runs) == 2
     for each in runs:
         said |= {f"prefect {name} {each}": text for name, text in from_prefect(each).items()}
+    said["openlineage"] = (tmp_path / "openlineage.jsonl").read_text()
     said |= {"log": caplog.text, "output": "".join(capfd.readouterr())}
     assert "package: " in said["log"]
     assert "published" in said[f"prefect artifacts {record.flow_run.id}"]

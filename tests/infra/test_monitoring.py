@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapterline.dashboard.metrics import exposition
 from adapterline.lineage import Index
-from adapterline.lineage.answers import Measures
+from adapterline.lineage.health_answers import Measures
 from infra import grafana_dashboard
 from infra.check import CHECKS, NotRunError, Tools, grafana, prometheus, rules_of
 from tests.lineage.nights import NOW, fill

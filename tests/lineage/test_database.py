@@ -161,5 +161,12 @@ def test_postgres_answers_what_sqlite_answers(
     assert other.versions(sort="finished") == sqlite.versions(sort="finished")
     assert other.runs() == sqlite.runs()
     assert other.counts() == sqlite.counts()
+    assert other.choices() == sqlite.choices()
+    assert other.failures() == sqlite.failures()
+    version = sqlite.versions().versions[0]
+    for digits in (version.digest, version.source_digest[:8]):
+        assert other.digests(digits) == sqlite.digests(digits)
+    run = sqlite.runs().runs[0].id
+    assert other.run(run) == sqlite.run(run)
     for what in ("tiny", "other@latest"):
         assert other.show(what) == sqlite.show(what)

@@ -16,8 +16,8 @@ from sqlalchemy import event
 
 from adapterline.errors import UsageError
 from adapterline.lineage import Index
-from adapterline.lineage.answers import Health, Outcomes
 from adapterline.lineage.database import Database
+from adapterline.lineage.health_answers import Health, Outcomes
 from adapterline.values import ComponentDrift, DriftFromLatest, Package
 from tests.lineage.nights import NOW, OUTCOMES, Nights, fill
 from tests.lineage.recorded import keep, publish, record_of, sweep_of

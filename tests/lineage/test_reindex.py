@@ -140,6 +140,14 @@ def test_a_damaged_index_is_made_anew(run_cli: Run, records: Path, tmp_path: Pat
     assert Index().versions().total == 1
 
 
+def test_an_index_is_made_where_not_even_its_folder_is_there(
+    records: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(make(1), str(tmp_path / "published"))
+    monkeypatch.setenv("ADAPTERLINE_INDEX", f"sqlite:///{tmp_path}/not/there/index.sqlite")
+    assert Index().reindex().versions == 1
+
+
 def test_a_record_of_a_later_version_is_counted_and_left_alone(records: Path, tmp_path: Path, make: Make) -> None:
     export(make(1), str(tmp_path / "published"))
     later = records / "unread" / "20270101T000000000000-ffffffffffff.json"
