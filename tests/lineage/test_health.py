@@ -88,6 +88,16 @@ def test_each_day_is_counted_as_by_hand(url: str) -> None:
         _is_counted_by_hand(Index(url).health(days, NOW), nights, days)
 
 
+def test_what_ended_later_is_not_counted(url: str) -> None:
+    nights, then = fill(url, 2000), NOW - timedelta(days=10)
+    health, measures = Index(url).health(5, then), Index(url).measures(then)
+    assert health.outcomes == _counted([r for r in nights.records if health.since <= r["ended_at"] <= then])
+    assert measures.recent == _counted([r for r in nights.records if then - timedelta(days=1) <= r["ended_at"] <= then])
+    assert sum(each.count for each in health.errors) == sum(
+        (health.outcomes.waiting, health.outcomes.refused, health.outcomes.failed)
+    )
+
+
 @pytest.mark.slow
 def test_postgres_counts_as_sqlite_does(url: str) -> None:
     with postgresql() as address:
