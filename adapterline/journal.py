@@ -36,8 +36,7 @@ class Journal:
     to: tuple[str, ...]
     run: TrainingRun | None
     options: ExportOptions
-    flow_run_id: str | None = None
-    flow_run_name: str | None = None
+    flow_run: FlowRun | None = None
     key: str = NO_KEY
     manifest: Manifest | None = None
     report: ValidationReport | None = None
@@ -109,7 +108,7 @@ class Journal:
             "to": self.to,
             "options": self.options,
             "run": self.run,
-            "flow_run": FlowRun(id=self.flow_run_id, name=self.flow_run_name or "") if self.flow_run_id else None,
+            "flow_run": self.flow_run,
             "manifest": self.manifest,
             "publications": tuple(self.publications),
             "report": self._more_than_manifest(),

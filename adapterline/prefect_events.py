@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from adapterline.dashboard.links import run_url
 from adapterline.errors import AdapterlineError, MachineError
 from adapterline.events import TrainingCompleted
+from adapterline.settings import Settings
 from adapterline.sweeps.runs import Descriptor, describe
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def told(record: LineageRecord) -> None:
         "digest": manifest.digest if manifest else None,
         "family": manifest.family if manifest else None,
         "published": [each.url for each in record.publications],
+        "dashboard": run_url(Settings(), record.id),
         "error": record.error_type,
         "message": record.error,
     }

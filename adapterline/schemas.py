@@ -9,13 +9,14 @@ from pydantic import BaseModel
 
 from adapterline.errors import UsageError, from_os_error
 from adapterline.lineage.adapter_facet import AdapterFacet
-from adapterline.values import LineageRecord, Manifest, canonical_json
+from adapterline.values import LineageRecord, Manifest, SweepRecord, canonical_json
 
 #: File name -> the model whose JSON it describes.
 SCHEMAS: dict[str, type[BaseModel]] = {
     "manifest-v1.json": Manifest,
     "record-v1.json": LineageRecord,
     "openlineage-adapter-v1.json": AdapterFacet,
+    "sweep-v1.json": SweepRecord,
 }
 API = "dashboard-openapi.json"
 #: The dialect that pydantic writes.

@@ -2,6 +2,7 @@
 
 A thousand runs are indexed as the line does it; the others are copies of their rows under other names and digests. Each
 question is asked several times, about different adapters; of every statement that it needs the database tells the plan.
+Then every page and every answer of the dashboard's API is fetched.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 from sqlalchemy import Connection, event, func, insert, select
 
+from adapterline.dashboard.access import access_at
 from adapterline.lineage import Index, tables, writing
 from adapterline.lineage.answers import RunFilter, VersionFilter
 from adapterline.lineage.database import Database
@@ -43,6 +46,7 @@ from adapterline.values import (
     TrainingRun,
     ValidationReport,
 )
+from tests.dashboard.served import served
 from tests.servers import postgresql
 
 NAMES, NIGHTS, COPIES = 20, 50, 100  # adapters: their product
@@ -238,6 +242,44 @@ QUESTIONS: dict[str, Question] = {
 }
 
 
+#: Every page and every answer of the API, over HTTP.
+ADDRESSES: dict[str, Callable[[int], str]] = {
+    "/adapters": lambda n: f"/adapters?page={n + 1}",
+    "/adapters?search=": lambda n: f"/adapters?search={_name(n)[6:]}",
+    "/adapters?sort=size&page=": lambda n: f"/adapters?sort=size&page={1000 + n}",
+    "/adapters/{name}": lambda n: f"/adapters/{_name(n)}",
+    "/adapters/{name}/{version}": lambda n: f"/adapters/{_name(n)}/{_latest(n)}",
+    "/adapters/{name}/{version}/lineage": lambda n: f"/adapters/{_name(n)}/{_latest(n)}/lineage",
+    "/runs": lambda n: f"/runs?page={n + 1}",
+    "/runs?outcome=refused&page=": lambda n: f"/runs?outcome=refused&page={80 + n}",
+    "/runs/{record}": lambda n: f"/runs/{digest('record', n, 7)[:12]}",
+    "/failures": lambda n: "/failures",
+    "/which": lambda n: f"/which?digest={manifest_of(n, 7).files[0].sha256}",
+    "/health": lambda n: "/health",
+    "/metrics": lambda n: "/metrics",
+    "/api/v1/versions": lambda n: f"/api/v1/versions?name={_name(n)}",
+    "/api/v1/versions/{name}/{version}": lambda n: f"/api/v1/versions/{_name(n)}/{_latest(n)}",
+    "/api/v1/lineage": lambda n: f"/api/v1/lineage?of={_name(n)}",
+    "/api/v1/drifts/{name}": lambda n: f"/api/v1/drifts/{_name(n)}",
+    "/api/v1/runs": lambda n: f"/api/v1/runs?offset={50 * n}",
+    "/api/v1/runs/{record}": lambda n: f"/api/v1/runs/{digest('record', n, 7)[:12]}",
+    "/api/v1/failures": lambda n: "/api/v1/failures",
+    "/api/v1/which": lambda n: f"/api/v1/which?digest={manifest_of(n, 7).digest}",
+    "/api/v1/counts": lambda n: "/api/v1/counts",
+    "/api/v1/health": lambda n: "/api/v1/health",
+}
+
+
+def _latest(number: int) -> str:
+    """The digits of the version that `latest` of this name points to."""
+    original = manifest_of(number % NAMES, _newest(number % NAMES)).digest
+    return digest(original, 1 + number * 7 % (COPIES - 1))[:12]
+
+
+def _newest(name: int) -> int:
+    return next(night for night in reversed(range(NIGHTS)) if (name + night) % 20)
+
+
 def ask(index: Index, question: Question) -> list[float]:
     """Milliseconds."""
     times = []
@@ -288,8 +330,29 @@ def measure(url: str, title: str) -> bool:
             without = set().union(*(scanned(connection, *each) for each in seen))
         median = statistics.median(times)
         good &= median < LIMIT_MS
-        print(f"  {name:28} {median:7.1f} ms  slowest {max(times):7.1f}  without an index: {', '.join(without) or '-'}")
+        print(f"  {name:36} {median:7.1f} ms  slowest {max(times):7.1f}  without an index: {', '.join(without) or '-'}")
         sys.stdout.flush()
+    return good and visit(index)
+
+
+def visit(index: Index) -> bool:
+    """The dashboard, by a client in the same process: what it takes to read is in the times."""
+    good = True
+    with (
+        served(index, access_at("127.0.0.1", None, (), no_token=False)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        paths = client.get("/api/openapi.json").json()["paths"]
+        assert set(paths) <= set(ADDRESSES), set(paths) - set(ADDRESSES)
+        for name, path in ADDRESSES.items():
+            times = []
+            for number in range(TRIES):
+                start = time.perf_counter()
+                client.get(path(number)).raise_for_status()
+                times.append(1000 * (time.perf_counter() - start))
+            median = statistics.median(times)
+            good &= median < LIMIT_MS
+            print(f"  {name:36} {median:7.1f} ms  slowest {max(times):7.1f}")
     return good
 
 

@@ -22,7 +22,7 @@ from tasks.find_export import export_key, find_export
 from tasks.load_checkpoint import load_checkpoint, open_base
 from tasks.measure_drift import measure_drift
 from tasks.package import package
-from tasks.policy import retrying, say
+from tasks.policy import retrying, say, this_run
 from tasks.record import record
 from tasks.release import release
 from tasks.render import render
@@ -57,7 +57,7 @@ def export_adapter(
     """
     settings = Settings()
     scratch, patient = Scratch.open(settings), retrying(settings)
-    journal = Journal(checkpoint, name, to, run, options, flow_run_id=flow_run.id, flow_run_name=flow_run.name)
+    journal = Journal(checkpoint, name, to, run, options, flow_run=this_run())
     with journal.keeping(record), scratch.temporary("run-") as work:
         scratch.trim()
         open_signer(settings)  # a key that cannot be used is refused before the work, not after it

@@ -18,6 +18,7 @@ from adapterline.sweeps import (
     FoundRun,
     Outcome,
     SweepItem,
+    SweepJournal,
     SweepSummary,
     check_steps,
     find_runs,
@@ -26,7 +27,8 @@ from adapterline.sweeps import (
 )
 from adapterline.values import ExportOptions
 from tasks.export_found import export_found
-from tasks.policy import say
+from tasks.policy import say, this_run
+from tasks.record_sweep import record_sweep
 
 SUMMARY_KEY = "adapterline-sweep"
 Waiting = list[tuple[FoundRun, int | None, "PrefectFuture[SweepItem]"]]
@@ -70,28 +72,36 @@ def sweep(
     steps: str,
     deployment: str | None,
 ) -> SweepSummary:
-    """The summary, which is an artifact too."""
+    """The summary, which is an artifact and a record too."""
     if not roots:
         raise UsageError("No root was given.", expected="a folder or s3://bucket/prefix")
     check_steps(steps)
-    settings, now = Settings(), datetime.now(UTC)
-    quiet, here = timedelta(seconds=settings.quiet_seconds), threading.BoundedSemaphore(settings.parallel)
-    items: list[SweepItem] = []
-    waiting: Waiting = []
-    for run in (run for root in dict.fromkeys(roots) for run in find_runs(root)):
-        if not run.is_finished(quiet, now):
-            items.append(SweepItem(checkpoint=run.uri, outcome="unfinished", why="it is still being written to"))
-            continue
-        for step in steps_of(run, steps):
-            waiting.append((run, step, export_found.submit(run, step, base, to, options, deployment, here)))
-    for run, step, future in waiting:
-        future.wait()
-        items.append(_item(run, step, future.state))
-    items.sort(key=lambda item: (item.checkpoint, -1 if item.step is None else item.step))
-    summary = SweepSummary(roots=roots, steps=steps, items=tuple(items))
-    create_markdown_artifact(summary_markdown(summary), key=SUMMARY_KEY, description=summary.line())
+    journal = SweepJournal(roots, to, steps, deployment, this_run())
+    with journal.keeping(record_sweep):
+        _go_through(journal, base, options)
+        summary = journal.summary()
+        create_markdown_artifact(summary_markdown(summary), key=SUMMARY_KEY, description=summary.line())
     say(f"sweep: {summary.line()}")
     return summary
+
+
+def _go_through(journal: SweepJournal, base: str | None, options: ExportOptions) -> None:
+    settings, now = Settings(), datetime.now(UTC)
+    quiet, here = timedelta(seconds=settings.quiet_seconds), threading.BoundedSemaphore(settings.parallel)
+    waiting: Waiting = []
+    for run in (run for root in dict.fromkeys(journal.roots) for run in find_runs(root)):
+        if not run.is_finished(quiet, now):
+            journal.found += 1
+            why = "it is still being written to"
+            journal.items.append(SweepItem(checkpoint=run.uri, outcome="unfinished", why=why))
+            continue
+        for step in steps_of(run, journal.steps):
+            journal.found += 1
+            future = export_found.submit(run, step, base, journal.to, options, journal.deployment, here)
+            waiting.append((run, step, future))
+    for run, step, future in waiting:
+        future.wait()
+        journal.items.append(_item(run, step, future.state))
 
 
 def _item(run: FoundRun, step: int | None, state: State[Any]) -> SweepItem:

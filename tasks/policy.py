@@ -6,10 +6,13 @@ from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
+from prefect.utilities.urls import url_for
 
 from adapterline.errors import AdapterlineError
 from adapterline.settings import Settings
+from adapterline.values import FlowRun
 
 #: For every task that takes or gives tensors or local files. Prefect's default policy would hash 500 MB of arguments.
 IN_PROCESS: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
@@ -21,6 +24,13 @@ STEP = "adapterline_step"
 def say(message: str) -> None:
     """Tells a person, in the run's log, what a step did."""
     get_run_logger().info(message, extra={STEP: True})
+
+
+def this_run() -> FlowRun | None:
+    """The flow run that this is in, with its page where Prefect has one: a server of its own has none that stays."""
+    if flow_run.id is None:
+        return None
+    return FlowRun(id=flow_run.id, name=flow_run.name or "", url=url_for("flow-run", obj_id=flow_run.id))
 
 
 def is_transient(task: Any, run: Any, state: Any) -> bool:

@@ -6,12 +6,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from adapterline.dashboard.links import version_url
 from adapterline.lineage.index import remember, with_previous
 from adapterline.lineage.records import open_records
 from adapterline.package.card import snippets
 from adapterline.prefect_events import told
 from adapterline.settings import Settings
-from adapterline.values import DriftFromLatest, LineageRecord, slug
+from adapterline.values import DriftFromLatest, LineageRecord, Manifest, slug
 from tasks.policy import IN_PROCESS, TAGS, say
 
 _MOST_LAYERS = 20
@@ -111,5 +112,12 @@ def _drift(found: DriftFromLatest) -> str:
     return "\n".join(lines)
 
 
+def _in_dashboard(manifest: Manifest) -> str:
+    url = version_url(Settings(), manifest.name, manifest.digest)
+    return f"[Its page in the dashboard]({url})\n\n" if url else ""
+
+
 def _places(entry: LineageRecord) -> str:
-    return "\n".join(f"- [{p.url}]({p.url}) (latest {p.latest})" for p in entry.publications) or "- nowhere: a dry run"
+    assert entry.manifest is not None
+    places = [f"- [{each.url}]({each.url}) (latest {each.latest})" for each in entry.publications]
+    return _in_dashboard(entry.manifest) + "\n".join(places or ["- nowhere: a dry run"])

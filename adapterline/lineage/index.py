@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from adapterline.errors import AdapterlineError, UnknownLineageError, UsageError
-from adapterline.lineage import queries, writing
+from adapterline.lineage import health, queries, writing
 from adapterline.lineage.answers import (
     Choices,
     Counts,
     DigestMatches,
     DriftEntry,
     Failures,
+    Health,
     Lineage,
     Match,
     Matches,
+    Measures,
     Reindexed,
     RunDetail,
     RunFilter,
     RunPage,
     Sort,
+    SweepPage,
     VersionFilter,
     VersionPage,
 )
@@ -33,7 +37,7 @@ from adapterline.lineage.records import open_records
 from adapterline.lineage.reindex import reindex
 from adapterline.lineage.stray import sha256_of_stray, tensors_of_stray
 from adapterline.settings import Settings
-from adapterline.values import DriftFromLatest, LineageRecord, Promotion, Pruning
+from adapterline.values import DriftFromLatest, LineageRecord, Promotion, Pruning, SweepRecord
 
 _MOST_CANDIDATES = 12
 
@@ -69,6 +73,11 @@ class Index:
         with self._database.reading() as connection:
             return queries.runs(connection, wanted or RunFilter(), limit=limit, offset=offset)
 
+    def sweeps(self, *, limit: int = 50, offset: int = 0) -> SweepPage:
+        """One page of the sweeps, the newest first."""
+        with self._database.reading() as connection:
+            return queries.sweeps(connection, limit=limit, offset=offset)
+
     def drifts(self, name: str, *, limit: int = 100) -> tuple[DriftEntry, ...]:
         """How far the newest versions of a name are from what `latest` was before each; the oldest first."""
         with self._database.reading() as connection:
@@ -78,6 +87,19 @@ class Index:
         """What is in it, in numbers."""
         with self._database.reading() as connection:
             return queries.counts(connection)
+
+    def health(self, days: int = 30, now: datetime | None = None) -> Health:
+        """How the line fares: of the last `days` days, of which the last is the day of `now` in UTC, and at `now`.
+
+        UsageError for less than one day or more than ten years.
+        """
+        with self._database.reading() as connection:
+            return health.health(connection, days, now or datetime.now(UTC))
+
+    def measures(self, now: datetime | None = None) -> Measures:
+        """What is worth measuring every minute, in few queries."""
+        with self._database.reading() as connection:
+            return health.measures(connection, now or datetime.now(UTC))
 
     def show(self, what: str) -> Lineage:
         """Where something comes from and where it went.
@@ -179,6 +201,11 @@ class Index:
         """Adds what a record tells; False if it is there already."""
         with self._database.writing() as connection:
             return writing.add_record(connection, record)
+
+    def add_sweep(self, sweep: SweepRecord) -> bool:
+        """Adds what a sweep came to; False if it is there already."""
+        with self._database.writing() as connection:
+            return writing.add_sweep(connection, sweep)
 
     def add_promotion(self, promotion: Promotion) -> None:
         """Adds where an alias points now."""

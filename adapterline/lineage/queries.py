@@ -31,12 +31,13 @@ from adapterline.lineage.answers import (
     RunFilter,
     RunPage,
     Sort,
+    SweepPage,
     VersionEntry,
     VersionFilter,
     VersionPage,
 )
 from adapterline.lineage.writing import PREVIOUS, RESUMED
-from adapterline.values import LATEST, Manifest
+from adapterline.values import LATEST, Manifest, SweepRecord
 
 DIGITS = re.compile(r"[0-9a-f]{8,64}")
 _V, _R, _F, _A, _E = t.versions.c, t.records.c, t.files.c, t.aliases.c, t.edges.c
@@ -74,6 +75,15 @@ def runs(connection: Connection, wanted: RunFilter, *, limit: int = 50, offset: 
     order = (_R.started_at.desc(), _R.id.desc())
     ids = connection.execute(select(_R.id).where(*where).order_by(*order).limit(limit).offset(offset)).scalars().all()
     return RunPage(runs=_run_entries(connection, ids), total=total)
+
+
+def sweeps(connection: Connection, *, limit: int = 50, offset: int = 0) -> SweepPage:
+    """One page, the newest first, and the number of all."""
+    s = t.sweeps.c
+    total = connection.execute(select(func.count()).select_from(t.sweeps)).scalar_one()
+    rows = select(s.body).order_by(s.started_at.desc(), s.id.desc()).limit(limit).offset(offset)
+    found = tuple(SweepRecord.model_validate_json(body) for body in connection.execute(rows).scalars())
+    return SweepPage(sweeps=found, total=total)
 
 
 def counts(connection: Connection) -> Counts:
@@ -305,7 +315,7 @@ def _run_entries(connection: Connection, ids: Sequence[str]) -> tuple[RunEntry, 
         for row in connection.execute(rows.where(_R.id.in_(batch))).mappings():
             said = json.loads(row["body"])
             stored = {name: value for name, value in row.items() if name != "body"}
-            found[row["id"]] = RunEntry(**stored, error=said["error"], error_type=said["error_type"])
+            found[row["id"]] = RunEntry(**stored, error=said["error"])
     return tuple(found[each] for each in ids)
 
 

@@ -29,6 +29,7 @@ def reindex(database: Database, store: RecordStore, places: Sequence[str] = ()) 
     """
     with tempfile.TemporaryFile("w+b") as spool:
         read = _spool(store, spool)
+        sweeps = {name: store.read_sweep(name) for name in store.sweep_names()}
         shelves, told = _read_places(dict.fromkeys([*_named(places), *sorted(read.places)]))
         database.discard_if_damaged()
         with database.writing() as connection:
@@ -40,9 +41,12 @@ def reindex(database: Database, store: RecordStore, places: Sequence[str] = ()) 
             for name in store.names():
                 if name not in read.names and (late := store.read(name)) is not None:
                     read.count += writing.add_record(connection, late)
+            sweeps |= {name: store.read_sweep(name) for name in store.sweep_names() if name not in sweeps}
+            swept = [writing.add_sweep(connection, sweep) for sweep in sweeps.values() if sweep is not None]
             writing.analyze(connection)
             versions = writing.count_versions(connection)
-    return Reindexed(records=read.count, unread=read.unread, versions=versions, places=told)
+    unread = read.unread + len(sweeps) - len(swept)
+    return Reindexed(records=read.count, sweeps=len(swept), unread=unread, versions=versions, places=told)
 
 
 @dataclass

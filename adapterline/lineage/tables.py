@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 #: The migration that makes the tables as they are here.
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 #: Characters by which text is found. PostgreSQL indexes rows of 2704 bytes at most, and a character may have four.
 COMPARED: Final = 600
 
@@ -98,8 +98,11 @@ records = Table(
     Column("family", Label),
     Column("base_model", Label),
     Column("run_id", Label),
+    Column("error_type", Label),
     Index("records_by_time", "started_at", "id"),
     Index("records_by_outcome", "outcome", "started_at", "id"),
+    # What is counted of a time is in it: the rows themselves are not read.
+    Index("records_by_end", "outcome", "ended_at", "error_type", "started_at"),
     Index("records_by_version", "name", "digest"),
     Index("records_by_run", "run_id"),
     Index("records_by_checkpoint", "checkpoint"),
@@ -146,6 +149,7 @@ versions = Table(
     Index("versions_by_source_name", "source_name"),
     Index("versions_by_finish", "finished_at"),
     Index("versions_by_size", "size", "created_at", "name", "digest"),
+    Index("versions_by_outcome", "outcome", "created_at", "size"),
 )
 
 
@@ -214,6 +218,17 @@ drifts = Table(
     Column("cosine", Float(53)),
     Column("told_at", Moment, nullable=False),
     Column("told_by", Label, nullable=False),
+)
+
+#: `body` is the record of the sweep, as JSON.
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("id", Label, primary_key=True),
+    Column("started_at", Moment, nullable=False),
+    Column("ended_at", Moment, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("sweeps_by_time", "started_at", "id"),
 )
 
 #: What an alias points to need not be a version that is known here.

@@ -84,8 +84,9 @@ def matches_text(found: Matches) -> str:
 
 def reindexed_text(done: Reindexed) -> str:
     """What the index is made of now, and every place."""
+    swept = f", {done.sweeps} sweeps" if done.sweeps else ""
     unread = f", {done.unread} unread" if done.unread else ""
-    lines = [f"{done.versions} versions of {done.records} records{unread}"]
+    lines = [f"{done.versions} versions of {done.records} records{swept}{unread}"]
     for place in done.places:
         why = f": {place.why}" if place.why else f", {place.versions} versions"
         lines.append(f"  {place.status:<6} {place.place}{why}")

@@ -24,6 +24,7 @@ from adapterline.values import (
     Promotion,
     Pruning,
     Publication,
+    SweepRecord,
     Value,
     Version,
     canonical_json,
@@ -73,12 +74,22 @@ def add_record(connection: Connection, record: LineageRecord) -> bool:
             family=manifest.family if manifest else None,
             base_model=manifest.base.model if manifest else run.base_model if run else None,
             run_id=run.run_id if run else None,
+            error_type=record.error_type,
         )
     )
     body = _body(record.model_copy(update={"manifest": None} if made else {}))
     connection.execute(insert(t.record_documents).values(record=record.id, body=body))
     if manifest is not None and made:
         _add_version_of(connection, record, manifest)
+    return True
+
+
+def add_sweep(connection: Connection, sweep: SweepRecord) -> bool:
+    """Adds one sweep. False, and nothing happens, if it is there already."""
+    if connection.execute(select(t.sweeps.c.id).where(t.sweeps.c.id == sweep.id)).first():
+        return False
+    row = {"id": sweep.id, "started_at": sweep.started_at, "ended_at": sweep.ended_at, "body": _body(sweep)}
+    connection.execute(insert(t.sweeps).values(**row))
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adapterline.sweeps.journal import SweepJournal
 from adapterline.sweeps.runs import FoundRun, find_runs
 from adapterline.sweeps.steps import Steps, check_steps, steps_of
 from adapterline.sweeps.summary import Outcome, SweepItem, SweepSummary, summary_markdown
@@ -11,6 +12,7 @@ __all__ = [
     "Outcome",
     "Steps",
     "SweepItem",
+    "SweepJournal",
     "SweepSummary",
     "check_steps",
     "find_runs",

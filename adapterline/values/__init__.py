@@ -5,6 +5,7 @@
     Bundle -> Manifest -> Package         files and digests (pydantic: they cross steps, runs and machines)
     Receipt -> Publication -> LineageRecord
     Version -> Promotion, Pruning         what lies at a destination, and what became of it
+    SweepRecord                           what came of a night
 
 All are frozen. A digest is a lower-case hexadecimal sha256 unless it says otherwise.
 """
@@ -49,6 +50,7 @@ from adapterline.values.retention import (
     Version,
     VersionFate,
 )
+from adapterline.values.sweep import SWEEP_SCHEMA, SweepRecord
 
 __all__ = [
     "FORMAT_VERSION",
@@ -62,6 +64,7 @@ __all__ = [
     "RECORD_SCHEMA",
     "RENDER",
     "SIGNATURE_PATH",
+    "SWEEP_SCHEMA",
     "WEIGHT_NAME",
     "Adapter",
     "BaseSummary",
@@ -104,6 +107,7 @@ __all__ = [
     "Source",
     "SourceSummary",
     "StoredEmbedding",
+    "SweepRecord",
     "TensorInfo",
     "TensorPlan",
     "TrainingRun",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from safetensors.torch import load_file
 
 from adapterline.destinations.folder import FolderDestination
@@ -163,7 +164,10 @@ def test_a_publication_that_was_damaged_is_noticed(export: Callable[..., Lineage
         export(tmp_path / "out")
 
 
-def test_every_exported_adapter_has_its_three_artifacts(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
+def test_every_exported_adapter_has_its_three_artifacts(
+    export: Callable[..., LineageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERLINE_DASHBOARD_URL", "https://lineage.example/loras/")
     record = export(tmp_path / "out", name="with-artifacts")
     key = slug("with-artifacts")
     found = {
@@ -182,12 +186,16 @@ def test_every_exported_adapter_has_its_three_artifacts(export: Callable[..., Li
     assert len(rows) == len(report.checks) + len(report.not_run) >= len(record.manifest.validation.checks)
     assert all(row["passed"] for row in rows)
     assert record.publications[0].url in found[f"{key}-places"]["data"]
+    page = f"(https://lineage.example/loras/adapters/with-artifacts/{record.manifest.digest[:12]})"
+    assert all(page in found[f"{key}-{kind}"]["data"] for kind in ("record", "places"))
 
 
 def test_the_steps_are_tasks_by_their_names(export: Callable[..., LineageRecord], tmp_path: Path) -> None:
     record = export(tmp_path / "out")
     assert record.flow_run is not None
     assert record.flow_run.name == "export-sks-dog"
+    ui = str(PREFECT_API_URL.value()).removesuffix("/api")
+    assert record.flow_run.url == f"{ui}/runs/flow-run/{record.flow_run.id}"
     names = {"load_checkpoint", "open_base", "find_export", "extract", "convert", "serialize", "validate"}
     assert steps(record) == names | {"package", "upload", "measure_drift", "release", "record"}
 

@@ -12,10 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapterline.errors import SweepFailedError, UsageError
+from adapterline.errors import CheckpointError, SweepFailedError, UsageError
+from adapterline.lineage import Index
+from adapterline.lineage.records import every_record, open_records
+from adapterline.settings import Settings
 from adapterline.sweeps import SweepSummary, summary_markdown
-from adapterline.values import LineageRecord
+from adapterline.values import SweepRecord
 from tests.conftest import Trained
+from tests.lineage.recorded import index_file
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -65,6 +69,16 @@ def by_outcome(summary: SweepSummary) -> dict[str, set[str]]:
     return found
 
 
+def swept() -> tuple[SweepRecord, ...]:
+    """What the index has of sweeps, the newest first; the record store has the same."""
+    store, index = open_records(Settings().records), Index()
+    kept = tuple(store.read_sweep(name) for name in reversed(store.sweep_names()))
+    assert index.sweeps().sweeps == kept
+    index.reindex()
+    assert index.sweeps().sweeps == kept
+    return index.sweeps().sweeps
+
+
 def published(root: Path) -> set[str]:
     return {file.parents[1].name for file in root.rglob("manifest.json")}
 
@@ -111,12 +125,14 @@ def test_what_is_new_is_exported_and_the_rest_is_skipped_or_told_once(
     save_file({"nothing.known": torch.ones(2)}, runs / "strange.safetensors")
     aged(runs / "strange.safetensors", 3600)
     assert by_outcome(sweep()) == {"exported": {"one"}, "unfinished": {"young"}, "refused": {"strange.safetensors"}}
-    kept = len(list(records.rglob("*.json")))
+    kept = len(open_records(str(records)).names())
     (runs / "young" / "_SUCCESS").touch()
     again = sweep()
     assert by_outcome(again) == {"skipped": {"one"}, "exported": {"young"}, "refused": {"strange.safetensors"}}
     assert [item.told for item in again.items if item.outcome == "refused"] == [True]
-    assert len(list(records.rglob("*.json"))) == kept + 1, "nothing that is known was tried again"
+    assert len(open_records(str(records)).names()) == kept + 1, "nothing that is known was tried again"
+    counts = [(each.found, each.exported, each.skipped, each.unfinished, each.refused, each.told) for each in swept()]
+    assert counts == [(3, 1, 1, 0, 1, 1), (3, 1, 0, 1, 1, 0)]
     # Other bytes under the same name are another checkpoint.
     lora(runs / "one" / "pytorch_lora_weights.safetensors", 3)
     assert by_outcome(sweep())["exported"] == {"one"}
@@ -143,7 +159,28 @@ def test_a_failure_stops_nothing_fails_the_sweep_and_is_tried_again(
             sweep()
     assert by_outcome(caught.value.summary) == {"exported": {"one", "three"}, "failed": {"two"}}
     assert caught.value.exit_code == 1
+    assert [(each.exported, each.failed, each.is_whole) for each in swept()] == [(2, 1, True)]
     assert by_outcome(sweep()) == {"skipped": {"one", "three"}, "exported": {"two"}}
+
+
+def test_a_sweep_that_breaks_off_leaves_what_it_met(sweep: Sweep, tmp_path: Path) -> None:
+    lora(tmp_path / "runs" / "young" / "pytorch_lora_weights.safetensors", age=5)
+    roots = (str(tmp_path / "runs"), str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        sweep(*roots)
+    [left] = swept()
+    assert (left.is_whole, left.error_type, left.roots) == (False, "CheckpointError", roots)
+    assert (left.found, left.unfinished) == (1, 1)
+    assert left.flow_run is not None
+    assert left.started_at < left.ended_at
+
+
+def test_an_index_that_cannot_be_written_fails_no_sweep(sweep: Sweep, tmp_path: Path, records: Path) -> None:
+    lora(tmp_path / "runs" / "young" / "pytorch_lora_weights.safetensors", age=5)
+    index_file(records).write_bytes(b"no database" * 1000)
+    assert sweep().counts["unfinished"] == 1
+    Index().reindex()
+    assert len(swept()) == 1
 
 
 @pytest.mark.slow
@@ -170,7 +207,7 @@ def test_a_run_says_its_name_and_its_run(sweep: Sweep, tmp_path: Path, records: 
     aged(described, 3600)
     (item,) = sweep().items
     assert (item.outcome, item.name) == ("exported", "sks-dog")
-    (record,) = [LineageRecord.model_validate_json(file.read_bytes()) for file in records.rglob("*.json")]
+    (record,) = every_record(open_records(str(records)))
     assert record.run is not None
     assert record.run.run_id == "7"
 
@@ -184,9 +221,9 @@ def test_a_bucket_is_swept_and_known_by_its_etags(
     s3.put_object(Bucket=bucket, Key="runs/dog/_SUCCESS", Body=b"")
     s3.put_object(Bucket=bucket, Key="runs/broken/pytorch_lora_weights.safetensors", Body=b"{}")
     assert by_outcome(sweep(f"s3://{bucket}/runs")) == {"exported": {"dog"}, "unfinished": {"broken"}}
-    kept = len(list(records.rglob("*.json")))
+    kept = len(open_records(str(records)).names())
     assert by_outcome(sweep(f"s3://{bucket}/runs")) == {"skipped": {"dog"}, "unfinished": {"broken"}}
-    assert len(list(records.rglob("*.json"))) == kept + 1, "the unfinished one alone was read again"
+    assert len(open_records(str(records)).names()) == kept + 1, "the unfinished one alone was read again"
 
 
 def test_the_summary_is_an_artifact(sweep: Sweep, tmp_path: Path, prefect_api: str) -> None:

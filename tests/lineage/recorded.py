@@ -11,7 +11,7 @@ from adapterline.lineage import Index
 from adapterline.lineage.index import with_previous
 from adapterline.lineage.records import open_records
 from adapterline.settings import Settings
-from adapterline.values import ExportOptions, LineageRecord, Package, Publication, TrainingRun
+from adapterline.values import ExportOptions, LineageRecord, Package, Publication, SweepRecord, TrainingRun
 from tests.packages import order_of
 
 DAY = datetime(2026, 5, 1, tzinfo=UTC)
@@ -66,3 +66,20 @@ def run(run_id: str, **more: Any) -> TrainingRun:
 def index_file(records: Path) -> Path:
     """Where the fixture `records` has the index."""
     return records.parent / "index.sqlite"
+
+
+def sweep_of(day: int = 1, **more: Any) -> SweepRecord:
+    """A sweep on that day of May, at three o'clock."""
+    at = DAY + timedelta(days=day - 1, hours=3)
+    counts = {outcome: more.get(outcome, 0) for outcome in ("exported", "skipped", "unfinished", "refused", "failed")}
+    fields: dict[str, Any] = {
+        "id": f"{day:012x}",
+        "started_at": at,
+        "ended_at": at + timedelta(minutes=5),
+        "roots": ("s3://runs",),
+        "to": ("s3://adapters",),
+        "steps": "final",
+        "found": sum(counts.values()),
+        "told": 0,
+    }
+    return SweepRecord(**(fields | counts | more))

@@ -51,16 +51,23 @@ def test_an_index_of_the_first_tables_is_brought_up_to_date(
 ) -> None:
     index = Index()
     index.add(record_of(make(1)))
+    index.add(record_of(None, day=2, outcome="failed", error="No.", error_type="MachineError"))
     found = index.show("tiny")
     engine = create_engine(Settings().index)
     with engine.begin() as connection:
-        for table in ("drifts", "searches"):
+        for table in ("drifts", "searches", "sweeps"):
             connection.execute(text(f"DROP TABLE {table}"))
+        for name in ("records_by_end", "versions_by_outcome"):
+            connection.execute(text(f"DROP INDEX {name}"))
+        connection.execute(text("ALTER TABLE records DROP COLUMN error_type"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     engine.dispose()
     assert Index().show("tiny") == found
     assert Index().versions(VersionFilter(search="TINY")).total == 1
     assert Index().versions(VersionFilter(search="tinier")).total == 0
+    with Database(Settings().index).reading() as connection:
+        told = connection.execute(text("SELECT error_type FROM records ORDER BY id")).scalars().all()
+    assert told == [None, "MachineError"]
 
 
 def test_an_index_of_a_later_version_is_refused_and_left_alone(tmp_path: Path) -> None:
