@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from adapterline.dashboard import api, pages, signing_in
+from adapterline.dashboard import api, metrics, pages, signing_in
 from adapterline.dashboard.access import Access
 from adapterline.dashboard.guard import Guard
 from adapterline.dashboard.links import without_secrets
@@ -40,7 +40,7 @@ def make_app(index: Index, access: Access) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.index, app.state.access = index, access
-    for router in (api.router, pages.router, signing_in.router):
+    for router in (api.router, metrics.router, pages.router, signing_in.router):
         app.include_router(router)
     app.add_exception_handler(AdapterlineError, _of_ours)
     app.add_exception_handler(RequestValidationError, _of_a_request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def test_every_answer_is_the_indexs_own(client: httpx.Client, seeded: Seeded) ->
         ("failures?limit=4", index.failures(limit=4)),
         (f"which?digest={sha12}", index.digests(sha12)),
         ("counts", index.counts()),
+        ("health?days=5&until=2026-05-07", index.health(5, datetime(2026, 5, 7, 23, 59, 59, 999999, tzinfo=UTC))),
     ):
         assert asked(client, f"/api/v1/{path}") == as_json(expected), path
 
