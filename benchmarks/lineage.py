@@ -235,6 +235,8 @@ QUESTIONS: dict[str, Question] = {
     "refusals": lambda index, n: index.runs(RunFilter(outcome="refused")),
     "refusals, last page": lambda index, n: index.runs(RunFilter(outcome="refused"), offset=4_950),
     "counts": lambda index, n: index.counts(),
+    "health of 30 days": lambda index, n: index.health(30, START + timedelta(days=50)),
+    "what Prometheus scrapes": lambda index, n: index.measures(START + timedelta(days=50)),
     "choices": lambda index, n: index.choices(),
     "failures": lambda index, n: index.failures(),
     "a run": lambda index, n: index.run(digest("record", n, 7)[:12]),

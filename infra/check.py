@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from deployments.deploy import TEMPLATES, filled
+from infra import grafana_dashboard
 from infra.terraform_format import misplaced
 
 HERE = Path(__file__).parent
@@ -92,16 +93,26 @@ def kubernetes_jobs(tools: Tools) -> Iterator[str]:
         for name, job in jobs().items():
             file = Path(folder, f"{name}.json")
             file.write_text(json.dumps(job))
-            if found := tools.run("python", "-c", _VALIDATE_JOB, str(file)):
+            if found := tools.run("python", "-c", _VALIDATE, str(file)):
                 yield f"the Job of {name}: {found}"
 
 
-_VALIDATE_JOB = """
+def kubernetes_dashboard(tools: Tools) -> Iterator[str]:
+    """Each object of the dashboard's manifest is one that the API takes, with no unknown field."""
+    with tempfile.TemporaryDirectory() as folder:
+        for document in yaml.safe_load_all((HERE / "helm" / "dashboard.yaml").read_text()):
+            file = Path(folder, "object.json")
+            file.write_text(json.dumps(document))
+            if found := tools.run("python", "-c", _VALIDATE, str(file)):
+                yield f"{document['kind']}: {found}"
+
+
+_VALIDATE = """
 import json, sys, kubernetes_validate
 with open(sys.argv[1]) as file:
-    job = json.load(file)
+    document = json.load(file)
 try:
-    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 except kubernetes_validate.ValidationError as error:
     sys.exit(f"{'.'.join(map(str, error.path))}: {error.message}")
 """
@@ -198,6 +209,73 @@ def terraform_itself(_: Tools) -> Iterator[str]:
         yield from _said(said("validate"))
 
 
+def grafana(tools: Tools) -> Iterator[str]:
+    """Every field of the dashboard is one of Grafana's own schema, and what it and the rules ask is PromQL."""
+    rules = HERE / "prometheus" / "rules.yaml"
+    yield from _said(tools.run("python", "-c", _KNOWN_TO_GRAFANA, str(grafana_dashboard.FILE)))
+    asked = [*grafana_dashboard.expressions(), *(rule["expr"] for rule in rules_of(rules))]
+    yield from _said(tools.run("python", "-c", _PARSE, *asked))
+
+
+def rules_of(file: Path) -> list[dict[str, Any]]:
+    """Every alert of a file of rules."""
+    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+
+
+_PARSE = """
+import sys, promql_parser
+for expression in sys.argv[1:]:
+    try:
+        promql_parser.parse(expression)
+    except ValueError as error:
+        sys.exit(f"{expression}: {error}")
+"""
+
+# What the schema does not know is not there any more once it was read and written; what it adds are defaults.
+_KNOWN_TO_GRAFANA = """
+import json, sys
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+def lost(given, read, at):
+    if isinstance(given, dict) and isinstance(read, dict):
+        for key, value in given.items():
+            yield from lost(value, read[key], f"{at}.{key}") if key in read else [f"{at}.{key} is no field"]
+    elif isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        for index, value in enumerate(given):
+            yield from lost(value, read[index], f"{at}[{index}]")
+    elif given != read:
+        yield f"{at} is read as {read!r}"
+
+register_default_plugins()
+with open(sys.argv[1]) as file:
+    given = json.load(file)
+read = json.loads(JSONEncoder().encode(Dashboard.from_json(given)))
+sys.exit("\\n".join(lost(given, read, "dashboard")) or 0)
+"""
+
+
+def prometheus(_: Tools) -> Iterator[str]:
+    """Prometheus's own reading of rules, configuration and panels, and the tests of the rules, where promtool is."""
+    if not (program := shutil.which("promtool")):
+        raise NotRunError("there is no promtool on PATH (of Debian's package prometheus)")
+
+    def said(*arguments: str) -> str:
+        command = [program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE / "prometheus")
+        return (done.stdout + done.stderr).strip() if done.returncode else ""
+
+    yield from _said(said("check", "config", "--syntax-only", "prometheus.yaml"))
+    yield from _said(said("check", "rules", "rules.yaml"))
+    yield from _said(said("test", "rules", "rules.test.yaml"))
+    with tempfile.TemporaryDirectory() as folder:
+        panels = Path(folder, "panels.yaml")
+        rules = [{"record": f"panel_{n}", "expr": each} for n, each in enumerate(grafana_dashboard.expressions())]
+        panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+        yield from _said(said("check", "rules", str(panels)))
+
+
 def checkov(tools: Tools) -> Iterator[str]:
     """checkov finds nothing that is not excused where it stands."""
     arguments = ["--framework", "terraform", "--skip-download", "--quiet", "--compact"]
@@ -229,6 +307,9 @@ CHECKS: dict[str, Callable[[Tools], Iterator[str]]] = {
     "terraform/ (terraform fmt and validate)": terraform_itself,
     "terraform/ (checkov)": checkov,
     "helm/values-worker.yaml (pool and user)": helm,
+    "helm/dashboard.yaml (kubernetes-validate, strict)": kubernetes_dashboard,
+    "grafana/ and prometheus/ (Grafana's schema, PromQL)": grafana,
+    "prometheus/ (promtool: rules, their tests, configuration, panels)": prometheus,
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     access     token, session, names of the host
     pages      HTML; `templates/`, `static/`
     api        JSON, the same answers
+    metrics    what Prometheus scrapes
 
 Links from elsewhere to its pages: `adapterline.dashboard.links`.
 """

@@ -20,8 +20,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from adapterline.errors import MachineError
-from adapterline.lineage.answers import Durations, Measures, Outcomes
 from adapterline.lineage.health import FIELDS
+from adapterline.lineage.health_answers import Durations, Measures, Outcomes
 from adapterline.lineage.index import Index
 from adapterline.values import SweepRecord
 

@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, and_, exists, func
 
 from adapterline.errors import UsageError
 from adapterline.lineage import tables as t
-from adapterline.lineage.answers import (
+from adapterline.lineage.health_answers import (
     Day,
     DriftGauge,
     Durations,

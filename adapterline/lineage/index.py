@@ -18,11 +18,9 @@ from adapterline.lineage.answers import (
     DigestMatches,
     DriftEntry,
     Failures,
-    Health,
     Lineage,
     Match,
     Matches,
-    Measures,
     Reindexed,
     RunDetail,
     RunFilter,
@@ -33,6 +31,7 @@ from adapterline.lineage.answers import (
     VersionPage,
 )
 from adapterline.lineage.database import Database
+from adapterline.lineage.health_answers import Health, Measures
 from adapterline.lineage.records import open_records
 from adapterline.lineage.reindex import reindex
 from adapterline.lineage.stray import sha256_of_stray, tensors_of_stray

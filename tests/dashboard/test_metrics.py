@@ -10,14 +10,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as of_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as of_text
 
 from adapterline.dashboard.metrics import exposition
 from adapterline.lineage import Index
-from adapterline.lineage.answers import Measures
+from adapterline.lineage.health_answers import Measures
 from adapterline.values import ComponentDrift, DriftFromLatest, Package
+from tests.dashboard.conftest import TOKEN
 from tests.lineage.nights import NOW, fill
 from tests.lineage.recorded import index_file, keep, publish, record_of, sweep_of
 
@@ -161,6 +163,15 @@ def test_series_are_bounded_whatever_was_exported(records: Path) -> None:
     found = scraped(At(NOW))
     assert sum(name == "drift_cosine" for name, _ in found) == 500
     assert len(found) < 1100
+
+
+def test_the_dashboard_serves_it_to_who_has_the_token(guarded: str) -> None:
+    assert httpx.get(f"{guarded}/metrics").status_code == 401
+    answer = httpx.get(f"{guarded}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert "adapterline_index_up 1.0" in answer.text.splitlines()
+    wanted = {"Authorization": f"Bearer {TOKEN}", "Accept": "application/openmetrics-text;version=1.0.0"}
+    assert httpx.get(f"{guarded}/metrics", headers=wanted).text.endswith("# EOF\n")
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def test_every_image_is_a_release_and_ours_is_this_one() -> None:
             assert tag == VERSION, image
     values = yaml.safe_load((INFRA / "helm" / "values-worker.yaml").read_text())
     assert values["worker"]["image"]["prefectTag"] == VERSION
+    assert f"image: registry.example/adapterline:{VERSION} " in (INFRA / "helm" / "dashboard.yaml").read_text()
 
 
 def test_providers_charts_and_tools_are_pinned() -> None:
@@ -65,13 +66,13 @@ def test_providers_charts_and_tools_are_pinned() -> None:
         r"prefect/prefect-worker --version \d+\.\d+\.\d+ ", (INFRA / "helm/values-worker.yaml").read_text()
     )
     tools = [line for line in (INFRA / "requirements-check.txt").read_text().splitlines() if not line.startswith("#")]
-    assert [line for line in tools if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert [line for line in tools if not re.fullmatch(r"[\w.-]+==(\d+!)?[\w.]+", line)] == []
 
 
 def test_secrets_come_from_outside_and_have_no_defaults() -> None:
     for service, environment in environments():
         for name, value in environment.items():
-            if re.search("PASSWORD|SECRET|AUTH|TOKEN|DOCKET|ACCESS_KEY", name):
+            if re.search("PASSWORD|SECRET|AUTH_STRING|TOKEN|DOCKET|ACCESS_KEY", name):
                 assert re.search(r"\$\{\w+:(\?[^}]*|-)\}", value), f"{service}: {name}"
     text = (INFRA / "compose.yaml").read_text()
     given = set(re.findall(r"\$\{(\w+)", text))

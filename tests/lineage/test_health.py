@@ -16,8 +16,8 @@ from sqlalchemy import event
 
 from adapterline.errors import UsageError
 from adapterline.lineage import Index
-from adapterline.lineage.answers import Health, Outcomes
 from adapterline.lineage.database import Database
+from adapterline.lineage.health_answers import Health, Outcomes
 from adapterline.values import ComponentDrift, DriftFromLatest, Package
 from tests.lineage.nights import NOW, OUTCOMES, Nights, fill
 from tests.lineage.recorded import keep, publish, record_of, sweep_of
@@ -86,6 +86,16 @@ def test_each_day_is_counted_as_by_hand(url: str) -> None:
     nights = fill(url, 4000)
     for days in (1, 30):
         _is_counted_by_hand(Index(url).health(days, NOW), nights, days)
+
+
+def test_what_ended_later_is_not_counted(url: str) -> None:
+    nights, then = fill(url, 2000), NOW - timedelta(days=10)
+    health, measures = Index(url).health(5, then), Index(url).measures(then)
+    assert health.outcomes == _counted([r for r in nights.records if health.since <= r["ended_at"] <= then])
+    assert measures.recent == _counted([r for r in nights.records if then - timedelta(days=1) <= r["ended_at"] <= then])
+    assert sum(each.count for each in health.errors) == sum(
+        (health.outcomes.waiting, health.outcomes.refused, health.outcomes.failed)
+    )
 
 
 @pytest.mark.slow
