@@ -16,12 +16,12 @@ from adapterline.lineage.answers import (
     DigestMatches,
     Drifts,
     Failures,
-    Health,
     Lineage,
     RunDetail,
     RunPage,
     VersionPage,
 )
+from adapterline.lineage.health_answers import Health
 from adapterline.lineage.index import Index
 from adapterline.values import NAME_PATTERN
 

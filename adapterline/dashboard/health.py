@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapterline.dashboard.charts import LineChart, line_chart
-from adapterline.lineage.answers import Day, Health
+from adapterline.lineage.health_answers import Day, Health
 
 
 @dataclass(frozen=True)
