@@ -42,6 +42,7 @@ class Journal:
     report: ValidationReport | None = None
     images: tuple[RenderedImage, ...] = ()
     drift: DriftFromLatest | None = None
+    stated_run: TrainingRun | None = None
     publications: list[Publication] = field(default_factory=list)
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -108,6 +109,7 @@ class Journal:
             "to": self.to,
             "options": self.options,
             "run": self.run,
+            "stated_run": self.stated_run,
             "flow_run": self.flow_run,
             "manifest": self.manifest,
             "publications": tuple(self.publications),

@@ -1,4 +1,4 @@
-"""The JSON Schemas of what is published, made from the models: `python -m adapterline.schemas docs/schemas`."""
+"""The JSON Schemas of what is published, and the dashboard's API: `python -m adapterline.schemas docs/schemas`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "openlineage-adapter-v1.json": AdapterFacet,
     "sweep-v1.json": SweepRecord,
 }
+API = "dashboard-openapi.json"
 #: The dialect that pydantic writes.
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -27,13 +28,20 @@ def schema_bytes(model: type[BaseModel]) -> bytes:
     return canonical_json({"$schema": _DIALECT, **model.model_json_schema(mode="serialization", by_alias=True)})
 
 
+def api_bytes() -> bytes:
+    """The OpenAPI document of the dashboard's API."""
+    from adapterline.dashboard.app import api_document
+
+    return canonical_json(api_document())
+
+
 def write_schemas(folder: Path) -> list[Path]:
-    """Writes every schema into `folder`; gives where they lie. MachineError if the disk fails."""
+    """Writes schemas and the API's document into `folder`; gives where they lie. MachineError if the disk fails."""
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, model in SCHEMAS.items():
-            (folder / name).write_bytes(schema_bytes(model))
+        for name, data in [*((name, schema_bytes(model)) for name, model in SCHEMAS.items()), (API, api_bytes())]:
+            (folder / name).write_bytes(data)
             written.append(folder / name)
     except OSError as error:
         raise from_os_error(error, f"Writing the schemas to {folder}") from error

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.futures import wait
 from prefect.runtime import flow_run
 
+from adapterline.checkpoints.stated_run import stated_run
 from adapterline.errors import CheckpointIncompleteError, UsageError
 from adapterline.journal import Journal
 from adapterline.package import make_manifest
@@ -70,6 +71,7 @@ def export_adapter(
             if not run_again_later(settings):
                 raise
             return record(journal.waiting(error))
+        journal.stated_run = stated_run(source)
         base = base_of(base, source, run)
         model = open_base.with_options(**patient)(base, work / "base")
         check_render(model, base, options)

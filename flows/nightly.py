@@ -10,7 +10,6 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from adapterline.errors import AdapterlineError, CheckpointIncompleteError, SweepFailedError, UsageError
@@ -26,9 +25,9 @@ from adapterline.sweeps import (
     steps_of,
     summary_markdown,
 )
-from adapterline.values import ExportOptions, FlowRun
+from adapterline.values import ExportOptions
 from tasks.export_found import export_found
-from tasks.policy import say
+from tasks.policy import say, this_run
 from tasks.record_sweep import record_sweep
 
 SUMMARY_KEY = "adapterline-sweep"
@@ -77,8 +76,7 @@ def sweep(
     if not roots:
         raise UsageError("No root was given.", expected="a folder or s3://bucket/prefix")
     check_steps(steps)
-    by = FlowRun(id=flow_run.id, name=flow_run.name or "") if flow_run.id else None
-    journal = SweepJournal(roots, to, steps, deployment, by)
+    journal = SweepJournal(roots, to, steps, deployment, this_run())
     with journal.keeping(record_sweep):
         _go_through(journal, base, options)
         summary = journal.summary()

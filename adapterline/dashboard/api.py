@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from adapterline.dashboard.asked import RunsSlice, VersionsSlice
+from adapterline.dashboard.asked import HealthDays, RunsSlice, VersionsSlice
 from adapterline.dashboard.links import without_secrets
 from adapterline.errors import UnknownLineageError
 from adapterline.lineage.answers import (
@@ -21,6 +21,7 @@ from adapterline.lineage.answers import (
     RunPage,
     VersionPage,
 )
+from adapterline.lineage.health_answers import Health
 from adapterline.lineage.index import Index
 from adapterline.values import NAME_PATTERN
 
@@ -129,6 +130,12 @@ def failures(
 def which(index: Asked, digest: Annotated[str, Query(max_length=200, description="its first digits")]) -> JSONResponse:
     """A version, a file, its tensors or a checkpoint, by 8 to 64 digits of its sha256."""
     return answer(index.digests(digest))
+
+
+@router.get("/health", summary="How the line fares, day by day and now", response_model=Health)
+def health(index: Asked, asked: Annotated[HealthDays, Query()]) -> JSONResponse:
+    """Outcomes, durations and bytes of each day; errors; the last sweep and export; what waits."""
+    return answer(index.health(asked.days, asked.end))
 
 
 @router.get("/counts", summary="What is in the index, in numbers", response_model=Counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -46,6 +47,11 @@ def make_app(index: Index, access: Access) -> FastAPI:
     app.add_exception_handler(HTTPException, _of_http)
     app.add_middleware(Guard, access=access, problem=_problem)
     return app
+
+
+def api_document() -> dict[str, Any]:
+    """The OpenAPI document of the JSON API, which hangs on no index."""
+    return make_app(Index("sqlite://"), Access()).openapi()
 
 
 async def _of_ours(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -89,6 +89,18 @@ class RunsSlice(_OfRuns):
 
     limit: Limit = PER_PAGE
     offset: Offset = 0
+
+
+class HealthDays(_Asked):
+    """Which days: so many, up to and with `until`."""
+
+    days: int = Field(30, ge=1, le=3660, description="so many")
+    until: date | None = Field(None, description="the last one, in UTC; without it, today")
+
+    @property
+    def end(self) -> datetime | None:
+        """The end of the last day; None for now."""
+        return datetime.combine(self.until, time.max, UTC) if self.until else None
 
 
 class Paging(Value):

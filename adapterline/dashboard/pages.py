@@ -9,9 +9,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from adapterline.dashboard.api import Asked, version_of
-from adapterline.dashboard.asked import PER_PAGE, Paging, RunsPage, VersionsPage
+from adapterline.dashboard.asked import PER_PAGE, HealthDays, Paging, RunsPage, VersionsPage
 from adapterline.dashboard.drift import drift_of, farthest
 from adapterline.dashboard.graph import draw
+from adapterline.dashboard.health import view_of as days_of
 from adapterline.dashboard.images import images_of, read_image
 from adapterline.dashboard.links import version_path
 from adapterline.dashboard.remedies import OTHER, REMEDIES
@@ -129,10 +130,10 @@ def which(request: Request, index: Asked, digest: Annotated[str, Query(max_lengt
 
 
 @router.get("/health")
-def health(request: Request, index: Asked) -> Response:
-    """What is in the index, and how the latest runs ended."""
-    latest = index.runs(limit=20)
-    return page(request, "health.html", counts=index.counts(), latest=latest)
+def health(request: Request, index: Asked, asked: Annotated[HealthDays, Query()]) -> Response:
+    """How the line fares: over some days, and now."""
+    found = index.health(asked.days, asked.end)
+    return page(request, "health.html", asked=asked, found=found, view=days_of(found), counts=index.counts())
 
 
 @router.get("/api")

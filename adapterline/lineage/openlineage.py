@@ -124,7 +124,8 @@ def _event(kind: RunState, at: str, record: LineageRecord, run: Run, outputs: li
             processingType="BATCH", integration="ADAPTERLINE", jobType="EXPORT", producer=PRODUCER
         )
     }
-    if record.run and record.run.code and (url := _WEB.match(record.run.code)):
+    training = record.known_run
+    if training and training.code and (url := _WEB.match(training.code)):
         facets["sourceCodeLocation"] = source_code_location_job.SourceCodeLocationJobFacet(
             type="git", url=_without_secrets(url[0]), producer=PRODUCER
         )
@@ -192,16 +193,16 @@ def _run_facets(record: LineageRecord) -> dict[str, Any]:
 
 def _inputs(record: LineageRecord) -> Iterator[InputDataset]:
     """The checkpoint, the model that it was trained on, and what it was trained with."""
-    manifest = record.manifest
+    manifest, training = record.manifest, record.known_run
     yield _input(record.checkpoint, manifest.source.digest if manifest else None)
     if manifest and manifest.base.model != "unknown":
         revision = manifest.base.revision
         yield _input(f"hf://{manifest.base.model}", None if revision == "unknown" else revision)
-    elif record.run and record.run.base_model:
-        model, _, revision = record.run.base_model.partition("@")
+    elif training and training.base_model:
+        model, _, revision = training.base_model.partition("@")
         yield _input(f"hf://{model}", revision or None)
-    if record.run and record.run.dataset:
-        yield _input(record.run.dataset, None)
+    if training and training.dataset:
+        yield _input(training.dataset, None)
 
 
 def _input(uri: str, at: str | None) -> InputDataset:

@@ -147,9 +147,11 @@ def _above(found: Lineage) -> Iterable[str]:
     latest: dict[str, Any] = found.runs[0] if found.runs else {}
     told = found.manifest.training_run.model_dump() if found.manifest and found.manifest.training_run else None
     run: dict[str, Any] = told or latest.get("run") or {}
+    stated: dict[str, Any] = next((each["stated_run"] for each in found.runs if each.get("stated_run")), {})
+    run = stated | {name: value for name, value in run.items() if value}
     if run.get("dataset"):
         yield f"dataset {run['dataset']}"
-    if run.get("run_id") or run.get("finished_at"):
+    if run.get("run_id") or run.get("finished_at") or run.get("trainer"):
         more = [
             f"step {run['step']}" if run.get("step") is not None else "",
             f"by {run['trainer']}" if run.get("trainer") else "",

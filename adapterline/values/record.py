@@ -44,6 +44,7 @@ class LineageRecord(Value):
     to: tuple[str, ...] = Field(description="the destinations, as they were asked for")
     options: ExportOptions = Field(description="as they were asked for")
     run: TrainingRun | None = Field(None, description="the training run, as it was told")
+    stated_run: TrainingRun | None = Field(None, description="the same, as the checkpoint's own files tell it")
     flow_run: FlowRun | None = Field(None, description="of Prefect")
     manifest: Manifest | None = Field(None, description="of what was exported; null: the run ended before")
     publications: tuple[Publication, ...] = Field((), description="where it is visible, in this order")
@@ -61,3 +62,11 @@ class LineageRecord(Value):
     drift: DriftFromLatest | None = Field(
         None, description="how far it is from what `latest` was; null where there was none, or nothing is published"
     )
+
+    @property
+    def known_run(self) -> TrainingRun | None:
+        """The training run as it was told; what nobody told, as the checkpoint's own files tell it."""
+        if self.run is None or self.stated_run is None:
+            return self.run or self.stated_run
+        told = self.run.model_dump(exclude_none=True, exclude_defaults=True)
+        return TrainingRun.model_validate(self.stated_run.model_dump() | told)

@@ -30,6 +30,7 @@ from adapterline.values import (
     Receipt,
     RenderedImage,
     SourceSummary,
+    SweepRecord,
     TrainingRun,
     Transform,
     ValidationReport,
@@ -103,6 +104,7 @@ def seed(url: str, root: Path) -> Seeded:
                 exit_code=code,
             )
         )
+        index.add_sweep(sweep_of(number, night))
     shown = _shown(index, root, last["studio-portrait"], number + 1)
     for alias, manifest in (("production", last["anime-lines"]), ("staging", last["brick-toys"])):
         move = {"destination": str(root), "previous": None, "outcome": "moved"}
@@ -112,6 +114,26 @@ def seed(url: str, root: Path) -> Seeded:
             )
         )
     return Seeded(index, root, shown)
+
+
+def sweep_of(number: int, night: int) -> SweepRecord:
+    """What that night's sweep came to."""
+    begun = DAY + timedelta(days=night, hours=1)
+    return SweepRecord(
+        id=f"{0xA000 + night:012x}",
+        started_at=begun,
+        ended_at=begun + timedelta(minutes=31),
+        roots=("s3://runs",),
+        to=("s3://adapters/loras",),
+        steps="final",
+        found=number + 3,
+        exported=len(NAMES),
+        skipped=number - len(NAMES),
+        unfinished=1,
+        refused=1,
+        told=0,
+        failed=1,
+    )
 
 
 def _shown(index: Index, root: Path, before: Manifest, number: int) -> LineageRecord:
@@ -315,7 +337,7 @@ def every_page(seeded: Seeded) -> dict[str, str]:
         "refused": f"/runs/{0xE000:012x}",
         "failures": "/failures",
         "which": f"/which?digest={manifest.files[0].sha256}",
-        "health": "/health",
+        "health": f"/health?days=14&until={DAY + timedelta(days=NIGHTS):%Y-%m-%d}",
         "api": "/api",
         "problem": "/adapters/nobody",
     }

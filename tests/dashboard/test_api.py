@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from adapterline.lineage.answers import RunFilter, VersionFilter
+from adapterline.schemas import API, api_bytes
 from tests.dashboard.reading import parsed, rows
 from tests.dashboard.seeded import Seeded
 
@@ -43,6 +47,7 @@ def test_every_answer_is_the_indexs_own(client: httpx.Client, seeded: Seeded) ->
         ("failures?limit=4", index.failures(limit=4)),
         (f"which?digest={sha12}", index.digests(sha12)),
         ("counts", index.counts()),
+        ("health?days=5&until=2026-05-07", index.health(5, datetime(2026, 5, 7, 23, 59, 59, 999999, tzinfo=UTC))),
     ):
         assert asked(client, f"/api/v1/{path}") == as_json(expected), path
 
@@ -94,6 +99,12 @@ def test_the_openapi_document_describes_every_answer(client: httpx.Client, seede
         schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
         validator = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
         validator.validate(answer.json())
+
+
+def test_the_openapi_document_that_is_kept_is_the_one_that_is_served(client: httpx.Client) -> None:
+    kept = (Path(__file__).parents[2] / "docs" / "schemas" / API).read_bytes()
+    assert kept == api_bytes(), "The API changed: run `python -m adapterline.schemas docs/schemas`."
+    assert json.loads(kept) == asked(client, "/api/openapi.json")
 
 
 def test_the_reference_page_has_every_call(client: httpx.Client) -> None:

@@ -88,6 +88,16 @@ def test_pages_of_the_list_are_swapped_too(open_page: Open, url: str) -> None:
     assert page.evaluate("window.isSamePage")
 
 
+def test_runs_are_filtered_as_soon_as_something_is_chosen(open_page: Open, url: str) -> None:
+    page = open_page("/runs")
+    page.get_by_label("Outcome").select_option("refused")
+    expect(page.locator("#count")).to_have_text("1 to 6 of 6 runs")
+    page.get_by_label("Adapter").fill("broken-0")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("1 to 2 of 2 runs")
+    expect(page).to_have_url(f"{url}/runs?outcome=refused&name=broken-0")
+
+
 def test_without_javascript_the_same_form_and_links_do_the_same(open_page: Open) -> None:
     page = open_page("/adapters", java_script_enabled=False)
     page.get_by_label("Search").fill("team")

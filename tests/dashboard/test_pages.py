@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 import httpx
@@ -270,3 +271,28 @@ def test_a_name_shows_how_its_versions_moved_and_a_version_how_far_it_is(client:
     assert "blocks.4.attn.to_q" in version
     far = next(each for each in seeded.index.versions(limit=100).versions if each.run_id == "brick-toys-050")
     assert "cosine 0.120, expected 0.5 or more" in client.get(f"/adapters/brick-toys/{far.sha12}").text
+
+
+def test_the_health_of_some_days_is_the_indexs_and_their_last_is_whole(client: httpx.Client, seeded: Seeded) -> None:
+    found = seeded.index.health(5, datetime(2026, 5, 7, 23, 59, 59, 999999, tzinfo=UTC))
+    root = parsed(client.get("/health?days=5&until=2026-05-07").text)
+    text = text_of(root)
+    assert found.outcomes.success_ratio
+    assert f"{found.outcomes.success_ratio:.1%}" in text
+    table = [[text_of(cell) for cell in row] for row in next(root.iter(f"{XHTML}tbody"))]
+    assert [row[:7] for row in table] == [
+        [f"{day.day}", *map(str, day.outcomes.model_dump().values())] for day in reversed(found.days)
+    ]
+    charts = [text_of(next(svg.iter())) for svg in root.iter() if svg.tag.endswith("}svg")]
+    assert f"succeeded: {', '.join(str(day.outcomes.succeeded) for day in found.days)}." in charts[0]
+    assert len(charts) == 3
+    assert "63 found: 6 exported, 54 skipped, 1 unfinished, 1 refused, 1 failed" in text
+    assert "studio-portrait" in text  # the last export, whenever it was
+    assert client.get("/health?days=0").status_code == client.get("/health?until=never").status_code == 422
+    assert client.get("/health").status_code == 200
+
+
+def test_prometheus_scrapes_it(client: httpx.Client) -> None:
+    answer = client.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert "adapterline_versions 61.0" in answer.text

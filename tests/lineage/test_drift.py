@@ -96,6 +96,7 @@ def test_no_weight_of_the_layers_size_is_made() -> None:
     assert found.norm == pytest.approx(side)
 
 
+@pytest.mark.slow
 def test_a_whole_weight_is_multiplied_by_no_identity() -> None:
     """Of two weights of 6144 x 6144 the cube is 2.3e11 multiplications, and there are hundreds of such layers."""
     wide = Full(torch.ones(6144, 6144), 0.5)
