@@ -210,6 +210,7 @@ def _drifts(connection: Connection, now: datetime) -> tuple[DriftGauge, ...]:
         select(_V.name, _D.component, _D.norm, _D.norm_before, _D.cosine)
         .join(newest, and_(newest.c.name == _V.name, newest.c.made == _V.created_at))
         .join(t.drifts, _D.version == _V.id)
+        .where(_V.outcome == "exported")  # so that the join has an index: what it is joined with is exported anyway
         .order_by(_V.name, _D.component, _V.digest)
     )
     # Two versions of one microsecond are one gauge.
