@@ -63,7 +63,8 @@ def versions(
     if sort == "created":
         columns = [_V.created_at, _V.name, _V.digest]
     order = [column.desc() if descending else column.asc() for column in columns]
-    order[0] = order[0].nulls_last()  # of those that do not say when it finished, on every server
+    if sort == "finished":
+        order[0] = order[0].nulls_last()  # those that do not say when it finished; others have no nulls, but an index
     rows = connection.execute(select(t.versions).where(*where).order_by(*order).limit(limit).offset(offset)).all()
     return VersionPage(versions=entries(connection, rows), total=total)
 
@@ -273,8 +274,9 @@ def entries(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[VersionEn
     components = _grouped(connection, t.components, ids, t.components.c.number)
     places = _grouped(connection, t.places, ids, t.places.c.place)
     aliases: dict[tuple[str, str], list[AliasEntry]] = defaultdict(list)
-    for batch in _batches(sorted({row.name for row in rows})):
-        for found in connection.execute(select(t.aliases).where(_A.name.in_(batch)).order_by(_A.alias, _A.place)):
+    for batch in _batches(ids):
+        pointed = select(t.aliases).join(t.versions, and_(_A.name == _V.name, _A.digest == _V.digest))
+        for found in connection.execute(pointed.where(_V.id.in_(batch)).order_by(_A.alias, _A.place)):
             aliases[found.name, found.digest].append(AliasEntry(alias=found.alias, place=found.place))
     return tuple(
         VersionEntry(
