@@ -179,7 +179,7 @@ def fill(database: Database) -> None:
         rows = {table: connection.execute(select(table)).mappings().all() for table in tables.metadata.sorted_tables}
         count = connection.execute(select(func.max(tables.versions.c.id))).scalar_one()
         for number in range(1, COPIES):
-            for table, found in rows.items():
+            for table, found in ((table, found) for table, found in rows.items() if found):
                 connection.execute(insert(table), [copied(dict(row), number, count) for row in found])
         writing.analyze(connection)
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlencode
 
 from adapterline.dashboard.links import href, hub_url, version_path
 from adapterline.lineage.answers import Lineage, Relative, VersionEntry
-from adapterline.values import TrainingRun
 
 _WIDTH, _HEIGHT, _GAP, _ROW_GAP, _MARGIN = 190, 52, 44, 16, 12
 _LETTERS, _SMALL_LETTERS = 22, 29  # of a title, and of the line above it, that fit
@@ -93,7 +91,7 @@ def _line(start: Box, end: Box) -> str:
 
 
 def _facts(found: Lineage, version: VersionEntry) -> Iterator[Fact]:
-    run = _run_of(found)
+    run = found.training_run
     has_run = bool(run and (run.run_id or run.finished_at or run.trainer))
     if run and run.dataset:
         yield Fact("dataset", "dataset", run.dataset, "", 0, ("run" if has_run else "checkpoint",), href(run.dataset))
@@ -102,7 +100,7 @@ def _facts(found: Lineage, version: VersionEntry) -> Iterator[Fact]:
     if run and has_run:
         step = "" if run.step is None else f"step {run.step}"
         details = ", ".join(filter(None, [step, run.trainer or ""]))
-        exported = f"/adapters?{urlencode({'run_id': run.run_id})}" if run.run_id else None
+        exported = f"/adapters?{urlencode({'run_id': run.run_id})}" if version.run_id else None
         yield Fact("run", "training run", run.run_id or "without an id", details, 1, ("checkpoint",), exported)
     sha12 = version.source_digest[:12]
     exported = f"/adapters?checkpoint={sha12}"
@@ -113,13 +111,6 @@ def _facts(found: Lineage, version: VersionEntry) -> Iterator[Fact]:
     yield Fact("self", "adapter", version.name, version.sha12, 3, tuple(after), itself, is_self=True)
     yield from _places(version)
     yield from _children(found.children)
-
-
-def _run_of(found: Lineage) -> TrainingRun | None:
-    if found.manifest and found.manifest.training_run:
-        return found.manifest.training_run
-    told: dict[str, Any] | None = found.runs[0].get("run") if found.runs else None
-    return TrainingRun.model_validate(told) if told else None
 
 
 def _relatives(found: Sequence[Relative], kind: str, column: int, to: str) -> Iterator[Fact]:

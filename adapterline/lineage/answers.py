@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from adapterline.values import DriftFromLatest, LineageRecord, Manifest, SweepRecord
+from adapterline.values import DriftFromLatest, LineageRecord, Manifest, SweepRecord, TrainingRun
 from adapterline.values.base import Value
 
 Sort = Literal["created", "finished", "name", "size"]
@@ -177,6 +177,15 @@ class Lineage(Value):
     drift: DriftFromLatest | None = Field(description="as the first record that tells it says")
     parents: tuple[Relative, ...]
     children: tuple[Relative, ...]
+
+    @property
+    def training_run(self) -> TrainingRun | None:
+        """As it was told; what nobody told, as the checkpoint's own files tell it. None where nothing is known."""
+        told = [self.manifest.training_run.model_dump()] if self.manifest and self.manifest.training_run else []
+        for field in ("run", "stated_run"):
+            told += [run[field] for run in self.runs if run.get(field)][:1]
+        known = {name: value for each in reversed(told) for name, value in each.items() if value not in (None, ())}
+        return TrainingRun.model_validate(known) if known else None
 
 
 class Match(Value):

@@ -145,18 +145,12 @@ def _tree(found: Lineage) -> Tree:
 def _above(found: Lineage) -> Iterable[str]:
     """Dataset, run and checkpoint, as far as they are known; of a run that made no version what became of it."""
     latest: dict[str, Any] = found.runs[0] if found.runs else {}
-    told = found.manifest.training_run.model_dump() if found.manifest and found.manifest.training_run else None
-    run: dict[str, Any] = told or latest.get("run") or {}
-    stated: dict[str, Any] = next((each["stated_run"] for each in found.runs if each.get("stated_run")), {})
-    run = stated | {name: value for name, value in run.items() if value}
-    if run.get("dataset"):
-        yield f"dataset {run['dataset']}"
-    if run.get("run_id") or run.get("finished_at") or run.get("trainer"):
-        more = [
-            f"step {run['step']}" if run.get("step") is not None else "",
-            f"by {run['trainer']}" if run.get("trainer") else "",
-        ]
-        yield ", ".join(["training run " + (run.get("run_id") or "without an id"), *filter(None, more)])
+    run = found.training_run
+    if run and run.dataset:
+        yield f"dataset {run.dataset}"
+    if run and (run.run_id or run.finished_at or run.trainer):
+        more = [f"step {run.step}" if run.step is not None else "", f"by {run.trainer}" if run.trainer else ""]
+        yield ", ".join(["training run " + (run.run_id or "without an id"), *filter(None, more)])
     if found.version:
         yield f"checkpoint {found.version.source_name} {found.version.source_digest[:12]}"
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import uvicorn
 
 from adapterline.dashboard.access import Access
 from adapterline.dashboard.app import make_app
+from adapterline.dashboard.serving import bound
 from adapterline.lineage import Index
 
 _PATIENCE = 30  # seconds
@@ -20,7 +20,7 @@ _PATIENCE = 30  # seconds
 @contextmanager
 def served(index: Index, access: Access) -> Iterator[str]:
     """Its address, as long as it is served."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with bound("127.0.0.1", 0) as listening:
         config = uvicorn.Config(make_app(index, access), log_config=None, access_log=False, server_header=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapterline.dashboard.serving import bound
 from adapterline.errors import AdapterlineError
 from tests.dashboard.conftest import TOKEN
 
@@ -133,3 +134,10 @@ def test_every_error_has_a_remedy_to_show_as_the_documentation_has_it() -> None:
         row = next(line for line in page.splitlines() if f"| `{name}` |" in line)
         text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", row)
         assert remedy.means.split(",")[0].split(";")[0] in text, name
+
+
+def test_the_end_of_an_answer_does_not_wait_for_an_acknowledgement_of_its_beginning() -> None:
+    with bound("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
