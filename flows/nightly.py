@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from adapterline.errors import AdapterlineError, CheckpointIncompleteError, SweepFailedError, UsageError
@@ -31,7 +31,7 @@ from tasks.policy import say, this_run
 from tasks.record_sweep import record_sweep
 
 SUMMARY_KEY = "adapterline-sweep"
-Waiting = list[tuple[FoundRun, int | None, "PrefectFuture[SweepItem]"]]
+Waiting = dict["PrefectFuture[SweepItem]", tuple[FoundRun, int | None]]
 
 
 #: Threads that wait for runs of a deployment, mostly; what runs here is bounded by `Settings.parallel`.
@@ -88,7 +88,7 @@ def sweep(
 def _go_through(journal: SweepJournal, base: str | None, options: ExportOptions) -> None:
     settings, now = Settings(), datetime.now(UTC)
     quiet, here = timedelta(seconds=settings.quiet_seconds), threading.BoundedSemaphore(settings.parallel)
-    waiting: Waiting = []
+    waiting: Waiting = {}
     for run in (run for root in dict.fromkeys(journal.roots) for run in find_runs(root)):
         if not run.is_finished(quiet, now):
             journal.found += 1
@@ -97,11 +97,10 @@ def _go_through(journal: SweepJournal, base: str | None, options: ExportOptions)
             continue
         for step in steps_of(run, journal.steps):
             journal.found += 1
-            future = export_found.submit(run, step, base, journal.to, options, journal.deployment, here)
-            waiting.append((run, step, future))
-    for run, step, future in waiting:
-        future.wait()
-        journal.items.append(_item(run, step, future.state))
+            waiting[export_found.submit(run, step, base, journal.to, options, journal.deployment, here)] = (run, step)
+    for future in as_completed(list(waiting)):
+        future.wait()  # which takes its state along; else the server would be asked for it
+        journal.items.append(_item(*waiting[future], future.state))
 
 
 def _item(run: FoundRun, step: int | None, state: State[Any]) -> SweepItem:

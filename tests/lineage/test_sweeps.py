@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from adapterline.errors import MachineError
 from adapterline.lineage import Index
 from adapterline.lineage.records import open_records
+from adapterline.sweeps import SweepItem, SweepJournal
+from adapterline.values import SweepRecord
 from tests.lineage.recorded import keep, record_of, sweep_of
 
 
@@ -45,6 +48,30 @@ def test_who_knows_of_no_sweep_takes_it_for_a_record_of_a_later_version(store: s
     kept.append_sweep(sweep_of(1))
     [name] = kept.sweep_names()
     assert kept.read(name) is None
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, OSError])
+def test_a_sweep_that_is_stopped_says_how_far_it_came(stop: type[BaseException]) -> None:
+    refused = SweepItem(checkpoint="s3://runs/a", outcome="refused", told=True)
+    journal = SweepJournal(("s3://runs",), (), "all", "export-adapter/on-completion", found=2, items=[refused])
+    kept: list[SweepRecord] = []
+    with pytest.raises(stop, match="enough"), journal.keeping(kept.append):
+        raise stop("enough")
+    [left] = kept
+    assert (left.found, left.refused, left.told, left.exported) == (2, 1, 1, 0)
+    assert (left.is_whole, left.error, left.error_type) == (False, "enough", stop.__name__)
+    assert (left.deployment, left.steps) == ("export-adapter/on-completion", "all")
+
+
+def test_a_record_that_cannot_be_written_hides_no_error_and_is_one_itself() -> None:
+    def full(_: SweepRecord) -> None:
+        raise MachineError("The disk is full.")
+
+    journal = SweepJournal(("s3://runs",), (), "all", None)
+    with pytest.raises(KeyboardInterrupt), journal.keeping(full):
+        raise KeyboardInterrupt
+    with pytest.raises(MachineError, match="disk"), journal.keeping(full):
+        pass
 
 
 def test_the_same_sweep_twice_is_one(records: Path) -> None:
