@@ -182,6 +182,10 @@ def fill(database: Database) -> None:
             for table, found in ((table, found) for table, found in rows.items() if found):
                 connection.execute(insert(table), [copied(dict(row), number, count) for row in found])
         writing.analyze(connection)
+    if not database.is_sqlite:
+        # What autovacuum does within a minute: until then no index alone answers.
+        with database._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
 
 
 def copied(row: dict[str, Any], number: int, count: int) -> dict[str, Any]:

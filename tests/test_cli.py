@@ -378,3 +378,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, adapterline; print(sorted({'torch', 'prefect', 'diffusers', 'boto3'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_reader_that_has_read_enough_is_no_error(records: Path) -> None:
+    command = [sys.executable, "-m", "adapterline.cli", "lineage", "list", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
