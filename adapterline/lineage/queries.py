@@ -89,8 +89,9 @@ def sweeps(connection: Connection, *, limit: int = 50, offset: int = 0) -> Sweep
 
 def counts(connection: Connection) -> Counts:
     """What is there, in numbers."""
-    of_versions = select(func.count(), func.coalesce(func.sum(_V.size), 0), func.count(_V.name.distinct()))
-    number, size, names = connection.execute(of_versions).one()
+    number, size = connection.execute(select(func.count(), func.coalesce(func.sum(_V.size), 0))).one()
+    # Counted so, PostgreSQL hashes the names; count(DISTINCT) would sort them.
+    names = connection.execute(select(func.count()).select_from(select(_V.name).distinct().subquery())).scalar_one()
     by_outcome = _counted(connection, _R.outcome)
     return Counts(
         versions=number,
@@ -418,7 +419,12 @@ def choices(connection: Connection) -> Choices:
     """What may be chosen in a filter."""
 
     def values(column: Any) -> tuple[str, ...]:
-        return tuple(connection.execute(select(column).distinct().order_by(column).limit(_MOST_CHOICES)).scalars())
+        # From one value to the next by the index: DISTINCT would read every row of it.
+        found = select(func.min(column).label("value")).cte(recursive=True)
+        after = select(func.min(column)).where(column > found.c.value).scalar_subquery()
+        found = found.union_all(select(after).where(found.c.value.is_not(None)))
+        known = select(found.c.value).where(found.c.value.is_not(None)).limit(_MOST_CHOICES)
+        return tuple(connection.execute(known).scalars())
 
     return Choices(families=values(_V.family), bases=values(_V.base_model), aliases=values(_A.alias))
 
