@@ -58,10 +58,21 @@ DTypeName = Annotated[
 def main() -> None:
     """The entry point: runs a command, and makes every error one paragraph and an exit code."""
     _quiet_libraries()
-    wants_json = "--json" in sys.argv[1:]
     try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-        sys.stdout.flush()
+        try:
+            _run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has read enough, as `head` does. What the interpreter flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _run(arguments: list[str]) -> None:
+    wants_json = "--json" in arguments
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(UsageError(str(error).strip(), remedy="See adapterline --help."), wants_json)
     except AdapterlineError as error:
@@ -69,10 +80,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever reads has read enough, as `head` does. What the interpreter flushes at its end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 @app.command

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 import adapterline
 from adapterline.values import TrainingRun
@@ -82,6 +83,21 @@ def test_people_are_told_of_a_refusal_and_prefect_of_what_became_of_an_export(
         return found >= {("refused", "team-b-told", "told"), ("exported", "team-a-told", "told")}
 
     eventually(outcomes, "events of both outcomes")
+
+
+def test_people_are_told_of_an_export_that_is_far_from_the_one_before_it(deployed: Deployed, trained: Trained) -> None:
+    for number, factor in enumerate((1.0, -1.0)):
+        checkpoint = copied(deployed, trained, f"far-{number}")
+        [file] = (checkpoint / "unet").glob("*.safetensors")
+        save_file({key: t * factor if "lora_B" in key else t for key, t in load_file(file).items()}, file)
+        run = TrainingRun(run_id=f"far-{number}", finished_at=datetime(2026, 5, 1 + number, tzinfo=UTC))
+        adapterline.notify(str(checkpoint), base=str(trained.base), name="team-a-far", run=run)
+
+        def exported(checkpoint: str = str(checkpoint)) -> bool:
+            return checkpoint in [event["payload"]["checkpoint"] for event in deployed.events("adapter.exported")]
+
+        eventually(exported, f"export {number}")
+    told(deployed, "far from the one before it", "unet: cosine -1.000, expected 0.1 or more")
 
 
 def test_deploying_without_somebody_to_tell_tells_nobody(deployed: Deployed) -> None:

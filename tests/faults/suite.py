@@ -127,6 +127,10 @@ class Suite:
         with reading(place, self.tally):
             victim = start(job, death)
             told = victim.outcome()
+            if told is not None and told.steps < death.nth:
+                # The Hub's client takes a few steps more in one run than in another: then the last one it is.
+                self._kill(kind, size, replace(death, nth=told.steps))
+                return
             if told is not None or victim.process.exitcode != -9:
                 self.tally.others.append(f"{kind}: {death} did not happen ({told})")
             self._completed(place, job, f"{kind}{', large' if size == _LARGE else ''}: {death}")

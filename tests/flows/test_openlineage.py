@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Trained
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 
 def test_a_run_tells_of_itself(records: Path, trained: Trained, tmp_path: Path) -> None:
@@ -29,7 +29,6 @@ def test_a_run_tells_of_itself(records: Path, trained: Trained, tmp_path: Path) 
     assert {test["status"] for test in end["run"]["facets"]["test"]["tests"]} <= {"pass", "skip"}
 
 
-@pytest.mark.slow  # the library tries for ten seconds
 def test_a_run_is_exported_when_nobody_listens(
     records: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

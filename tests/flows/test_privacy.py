@@ -41,11 +41,12 @@ HEADER = {
 }
 CONFIG = {"wandb": "canary-of-a-configuration", "hostname": "canary-of-another-host"}
 IN_THE_CHECKPOINT = (
-    *("canary-of-a-user", "canary-of-a-dataset", "canary of a tag", "canary-of-a-host", "canary of a prompt"),
+    *("canary-of-a-user", "canary of a tag", "canary-of-a-host", "canary of a prompt"),
     *CONFIG.values(),
 )
-#: Of paths that the person who exports gives. Their own records have them; what is published has not.
-PRIVATE = ("canary-of-a-folder", "canary-of-a-place", "canary-of-a-repository")
+#: Of paths that the person who exports gives, and of the data set that the trainer names. Their own records have them;
+#: what is published has not.
+PRIVATE = ("canary-of-a-folder", "canary-of-a-place", "canary-of-a-repository", "canary-of-a-dataset")
 
 
 def kohya_file(trained: Trained, folder: Path) -> Path:

@@ -146,6 +146,7 @@ def test_an_exporter_may_do_what_exporting_and_retention_do_and_nothing_else(
     assert needs["checkpoints"] == permissions_of("checkpoints")
 
 
+@pytest.mark.slow
 def test_an_auditor_may_read_what_is_published_and_recorded_and_nothing_else(
     bucket: str, runs: str, trained: Trained, tmp_path: Path
 ) -> None:

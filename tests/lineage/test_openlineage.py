@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
@@ -73,8 +73,6 @@ def check(value: Any, schema: str) -> None:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(any_records())
 def test_the_events_of_any_record_are_what_the_specification_allows(record: LineageRecord) -> None:
-    # Infinity is no number in JSON; no scale of an adapter is, and no error of a step.
-    assume(record.manifest is None or "inf" not in str((record.manifest.components, record.manifest.transforms)))
     start, end = (validate(as_json(event)) for event in events_of(record))
     assert (start["eventType"], start["run"]["runId"]) == ("START", end["run"]["runId"])
     assert end["eventType"] in ("COMPLETE", "FAIL", "ABORT")
