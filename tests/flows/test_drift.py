@@ -134,6 +134,20 @@ def test_an_export_whose_predecessor_is_damaged_is_published_and_says_so(
 
 
 @pytest.mark.slow
+def test_a_bug_in_measuring_stops_no_export(
+    export: Callable[..., LineageRecord], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    out = tmp_path / "out"
+    export(trained.checkpoint, out)
+    monkeypatch.setattr("tasks.measure_drift.drift_from_latest", broken)
+    second = export(times(trained, tmp_path / "next", unet=1.5), out)
+    assert (second.outcome, second.drift) == ("exported", None)
+
+
+@pytest.mark.slow
 def test_what_lies_in_s3_is_compared_too(
     export: Callable[..., LineageRecord], trained: Trained, tmp_path: Path, s3: Any, bucket: str
 ) -> None:
