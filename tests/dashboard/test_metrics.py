@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -170,18 +169,3 @@ def test_the_dashboard_serves_it_to_who_has_the_token(guarded: str) -> None:
     assert "adapterline_index_up 1.0" in answer.text.splitlines()
     wanted = {"Authorization": f"Bearer {TOKEN}", "Accept": "application/openmetrics-text;version=1.0.0"}
     assert httpx.get(f"{guarded}/metrics", headers=wanted).text.endswith("# EOF\n")
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_runs_are_scraped_in_no_time(records: Path) -> None:
-    fill(f"sqlite:///{index_file(records)}", 100_000, names=5000)
-    index = At(NOW)
-    exposition(index)
-
-    def taken() -> float:
-        start = time.perf_counter()
-        exposition(index)
-        return time.perf_counter() - start
-
-    times = [taken() for _ in range(7)]
-    assert min(times) < 0.2, times

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import adapterline
 from adapterline.values import TrainingRun
+from deployments.automations import ALERTS
 from tests.conftest import Trained
 from tests.deployed import Deployed, copied, eventually
 
@@ -105,7 +106,7 @@ def test_deploying_without_somebody_to_tell_tells_nobody(deployed: Deployed) -> 
         found = deployed.post("/automations/filter", {"limit": 200})
         return {each["name"] for each in found if each["name"].startswith("adapterline: ")}
 
-    assert len(ours()) == 6
+    assert len(ours()) == 2 + len(ALERTS)
     deployed.deploy()
     assert ours() == {
         "adapterline: a run without a sign of life has crashed",
