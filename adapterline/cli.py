@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from adapterline.dashboard.command import dashboard
 from adapterline.errors import AdapterlineError, MachineError, UsageError, ValidationFailedError
 from adapterline.lineage.commands import app as lineage
-from adapterline.output import Json
+from adapterline.output import Json, Port
 from adapterline.output import fail as _fail
 from adapterline.output import print_document as _print
 from adapterline.texts import inspection_text, promotion_text, pruning_text, record_text, report_text
@@ -469,7 +469,7 @@ def notify(
 def listen(
     *,
     host: str = "127.0.0.1",
-    port: int = 8787,
+    port: Port = 8787,
     sqs: Annotated[list[str] | None, Parameter(negative="")] = None,
     sqs_sender: str | None = None,
 ) -> None:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from adapterline.errors import AdapterlineError, ValidationFailedError
 
+#: What a server listens at; 0 is any free one.
+Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on stdout.")]
 
 

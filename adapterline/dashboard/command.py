@@ -8,11 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from adapterline.output import Port
+
 
 def dashboard(
     *,
     host: str = "127.0.0.1",
-    port: int = 8788,
+    port: Port = 8788,
     allowed_host: Annotated[list[str] | None, Parameter(negative="")] = None,
     no_token: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:

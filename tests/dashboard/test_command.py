@@ -74,6 +74,7 @@ def test_with_a_token_it_may_be_reached_by_others(tmp_path: Path) -> None:
     [
         (["--host", "0.0.0.0"], {}, 2, "Set the token; or pass --no-token"),
         (["--port", "{taken}"], {}, 6, "cannot be listened at"),
+        (["--port", "99999"], {}, 2, "Must be <= 65535"),
         ([], {"ADAPTERLINE_INDEX": "mysql://x/y"}, 2, "ADAPTERLINE_INDEX"),
         ([], {"ADAPTERLINE_DASHBOARD_TOKEN": "short"}, 2, "fewer than 16"),
     ],

@@ -150,6 +150,21 @@ def test_what_did_not_publish_says_how_it_ended(make: Make, outcome: str, kind: 
         assert end["outputs"] == []
 
 
+def test_a_check_that_failed_is_told_as_failed_and_one_that_was_not_run_as_skipped(make: Make) -> None:
+    report = make(1).manifest.validation
+    failed = report.model_copy(
+        update={
+            "checks": (report.checks[0].model_copy(update={"passed": False, "observed": 0.5}),),
+            "not_run": {"render": "no weights"},
+        }
+    )
+    record = record_of(None, outcome="failed", error="No.", error_type="ValidationFailedError", report=failed)
+    tests = validate(as_json(events_of(record)[1]))["run"]["facets"]["test"]["tests"]
+    told = [(test["name"], test["status"]) for test in tests]
+    assert told == [("effect of unet", "fail"), ("render", "skip")]
+    assert tests[0]["actual"] == "0.5"
+
+
 # --- where they go ----------------------------------------------------------------------------------------------------
 
 
