@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from queue import Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterline.errors import AdapterlineError, PublishError, UsageError
 
@@ -54,6 +54,7 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     import boto3
     from botocore.config import Config
 
+    from adapterline.s3_parts import hash_parts_once
     from adapterline.settings import Settings
 
     addressing = Settings().s3_addressing
@@ -66,7 +67,7 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     with s3_errors("Reading the AWS configuration", kind):
         # A session of its own: the default session is not safe to use from several threads.
         client = boto3.session.Session().client("s3", config=config)
-    client.meta.events.register("provide-client-params.s3.UploadPart", _sum_part)
+    hash_parts_once(client)
     return client
 
 
@@ -77,16 +78,6 @@ def checksum_of(data: bytes) -> str:
     versions of Ceph store among the bytes.
     """
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
-
-
-def _sum_part(params: dict[str, Any], **_: Any) -> None:
-    """A part of the managed transfer, with its checksum: it is read twice, as for any checksum in a header."""
-    body, digest = params["Body"], hashlib.sha256()
-    start = body.tell()
-    while chunk := body.read(CHUNK):
-        digest.update(chunk)
-    body.seek(start)
-    params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.awsrequest import AWSPreparedRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 
@@ -85,3 +86,58 @@ def objects(s3: Any, bucket: str, prefix: str = "") -> dict[str, bytes]:
 
 def open_uploads(s3: Any, bucket: str) -> list[Any]:
     return list(s3.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
+
+
+# --- what is answered instead of the server ---------------------------------------------------------------------------
+
+
+class _Raw(io.BytesIO):
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self.getvalue()
+
+
+def answer(request: AWSPreparedRequest, status: int, body: str = "", **headers: str) -> AWSResponse:
+    """In place of the server's."""
+    return AWSResponse(request.url, status, headers, _Raw(body.encode()))
+
+
+def refusal(request: AWSPreparedRequest, status: int, code: str) -> AWSResponse:
+    return answer(request, status, f"<Error><Code>{code}</Code><Message>no</Message></Error>")
+
+
+@contextmanager
+def answering(act: Callable[[AWSPreparedRequest], AWSResponse | None]) -> Iterator[Any]:
+    """A client some of whose requests `act` answers; the others go to the server."""
+    client = make_client()
+    client.meta.events.register("before-send.s3", lambda request, **_: act(request))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def accepting() -> Iterator[tuple[Any, list[AWSPreparedRequest]]]:
+    """A client all of whose requests are answered with yes, and what it asked for."""
+    requests: list[AWSPreparedRequest] = []
+    bodies: dict[str, str] = {
+        "POST uploads": "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",
+        "POST uploadId": "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+    }
+
+    def act(request: AWSPreparedRequest) -> AWSResponse:
+        requests.append(request)
+        name = f"{request.method} {urlsplit(request.url).query.partition('=')[0]}"
+        return answer(request, 200, bodies.get(name, ""), ETag='"e"')
+
+    with answering(act) as client:
+        yield client, requests
+
+
+def part_of(url: str) -> str:
+    """`partNumber=7` of an upload's part; "" of anything else."""
+    return next((each for each in urlsplit(url).query.split("&") if each.startswith("partNumber")), "")
+
+
+def text_of(header: str | bytes) -> str:
+    return header.decode() if isinstance(header, bytes) else header

@@ -85,7 +85,8 @@ def tag_value(text: str) -> str:
 class Objects:
     """The objects of one bucket. Its methods raise `PublishError`, and `MachineError` for a full local disk.
 
-    `multipart` is the size, in bytes, above which a file is uploaded in parts of that size (S3 allows 5 MiB and more).
+    `multipart` is the size, in bytes, above which a file is uploaded in parts of at most that size (S3 allows 5 MiB
+    and more).
     """
 
     def __init__(self, client: S3Client, bucket: str, storage: Storage, multipart: int = MULTIPART_THRESHOLD) -> None:
@@ -132,11 +133,12 @@ class Objects:
         """A file of any size, in parallel parts if it is large; what fails is aborted."""
         from boto3.s3.transfer import TransferConfig
 
-        config = TransferConfig(
-            multipart_threshold=self._multipart, multipart_chunksize=self._multipart, max_concurrency=_PARALLEL
-        )
-
         def write(tags: dict[str, str]) -> None:
+            config = TransferConfig(
+                multipart_threshold=self._multipart,
+                multipart_chunksize=self._part_size(path.stat().st_size),
+                max_concurrency=_PARALLEL,
+            )
             # By file name, not as an open file: of that, the transfer would hold several parts in memory.
             self.client.upload_file(
                 str(path),
@@ -156,6 +158,15 @@ class Objects:
                 self._with_tags(content, write)
         except OSError as error:
             raise from_os_error(error, f"Reading {path.name} of the package", otherwise=PublishError) from error
+
+    def _part_size(self, size: int) -> int:
+        """In bytes, at most `multipart`, and so that every connection sends equally many parts.
+
+        All have one size but the last, which Cloudflare R2 asks for. boto3 makes them larger where S3 would refuse
+        them: below 5 MiB, and above 10,000 parts.
+        """
+        rounds = size // (self._multipart * _PARALLEL) + 1
+        return size // (rounds * _PARALLEL) + 1
 
     def _with_tags(self, content: Content, write: Callable[[dict[str, str]], Made]) -> Made:
         """Writes with the tags, and without them where that helps: an object is whole without its tags."""

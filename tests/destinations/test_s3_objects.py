@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,19 @@ from adapterline.settings import Settings
 from adapterline.values import WEIGHT_NAME, Package, TrainingRun
 from tests.packages import make_package, order_of
 from tests.s3_fixtures import ADMIN
-from tests.s3_wire import CrashError, crash_at, objects, open_uploads, wired
+from tests.s3_wire import (
+    CrashError,
+    accepting,
+    answer,
+    answering,
+    crash_at,
+    objects,
+    open_uploads,
+    part_of,
+    refusal,
+    text_of,
+    wired,
+)
 
 PART = 5 << 20  # the smallest that S3 allows
 LARGE = 6 * PART // 5 // 4  # float32 of a file of two parts
@@ -54,31 +65,6 @@ def of_run(package: Package, run_id: str) -> Package:
 def tags_of(s3: Any, bucket: str, key: str) -> dict[str, str]:
     found = s3.get_object_tagging(Bucket=bucket, Key=key)["TagSet"]
     return {tag["Key"]: tag["Value"] for tag in found}
-
-
-class _Raw(io.BytesIO):
-    def stream(self, **_: Any) -> Iterator[bytes]:
-        yield self.getvalue()
-
-
-def answer(request: AWSPreparedRequest, status: int, body: str = "", **headers: str) -> AWSResponse:
-    """In place of the server's."""
-    return AWSResponse(request.url, status, headers, _Raw(body.encode()))
-
-
-def refusal(request: AWSPreparedRequest, status: int, code: str) -> AWSResponse:
-    return answer(request, status, f"<Error><Code>{code}</Code><Message>no</Message></Error>")
-
-
-@contextmanager
-def answering(act: Callable[[AWSPreparedRequest], AWSResponse | None]) -> Iterator[Any]:
-    """A client some of whose requests `act` answers; the others go to the server."""
-    client = make_client()
-    client.meta.events.register("before-send.s3", lambda request, **_: act(request))
-    try:
-        yield client
-    finally:
-        client.close()
 
 
 # --- what is said of them ---------------------------------------------------------------------------------------------
@@ -156,18 +142,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[AWSPrepare
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.com")
-    requests: list[AWSPreparedRequest] = []
-    bodies: dict[str, str] = {
-        "POST uploads": "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",
-        "POST uploadId": "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
-    }
-
-    def act(request: AWSPreparedRequest) -> AWSResponse:
-        requests.append(request)
-        name = f"{request.method} {urlsplit(request.url).query.partition('=')[0]}"
-        return answer(request, 200, bodies.get(name, ""), ETag='"e"')
-
-    with answering(act) as client:
+    with accepting() as (client, requests):
         yield client, requests
 
 
@@ -182,21 +157,13 @@ def test_every_upload_has_its_sha256_in_a_header_and_no_trailer(
     place_of_them.put("small", small, content)
     place_of_them.upload("large", tmp_path / "large", content)
     wanted = {"": small, "partNumber=1": large[:PART], "partNumber=2": large[PART:]}
-    puts = {_part(each.url): each.headers for each in requests if each.method == "PUT"}
+    puts = {part_of(each.url): each.headers for each in requests if each.method == "PUT"}
     assert puts.keys() == wanted.keys()
     for part, data in wanted.items():
         headers = puts[part]
-        assert _text(headers["x-amz-checksum-sha256"]) == base64.b64encode(hashlib.sha256(data).digest()).decode()
+        assert text_of(headers["x-amz-checksum-sha256"]) == base64.b64encode(hashlib.sha256(data).digest()).decode()
         assert "x-amz-trailer" not in headers
-        assert "aws-chunked" not in _text(headers.get("Content-Encoding", ""))
-
-
-def _part(url: str) -> str:
-    return next((each for each in urlsplit(url).query.split("&") if each.startswith("partNumber")), "")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+        assert "aws-chunked" not in text_of(headers.get("Content-Encoding", ""))
 
 
 # --- encryption and class ---------------------------------------------------------------------------------------------
@@ -220,8 +187,8 @@ def test_a_key_of_kms_is_named_at_every_write(sent: tuple[Any, list[AWSPreparedR
     named = [each for each in requests if "x-amz-server-side-encryption" in each.headers]
     assert [urlsplit(each.url).path for each in named] == ["/bucket/small", "/bucket/large"]
     for each in named:
-        assert _text(each.headers["x-amz-server-side-encryption"]) == "aws:kms"
-        assert _text(each.headers["x-amz-server-side-encryption-aws-kms-key-id"]) == "alias/loras"
+        assert text_of(each.headers["x-amz-server-side-encryption"]) == "aws:kms"
+        assert text_of(each.headers["x-amz-server-side-encryption-aws-kms-key-id"]) == "alias/loras"
 
 
 def test_a_server_that_ignores_encryption_is_refused(s3: Any, bucket: str) -> None:

@@ -1,0 +1,105 @@
+"""What a part of a multipart upload bears, how often it is read, and how a file is divided."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3transfer.utils import ReadFileChunk
+
+from adapterline.destinations.s3_objects import MULTIPART_THRESHOLD, Content, Objects, Storage
+from adapterline.s3_parts import _choose
+from tests.s3_wire import accepting, part_of, text_of
+
+PART = 5 << 20  # the smallest that S3 allows
+DATA = bytes(range(256)) * (PART // 256 + 1)  # of two parts
+BODIES = {"partNumber=1": DATA[:PART], "partNumber=2": DATA[PART:]}
+CONTENT = Content("text/plain", {}, {})
+
+
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "large"
+    path.write_bytes(DATA)
+    return path
+
+
+def parts_of(file: Path, bucket: str = "bucket") -> dict[str, Mapping[str, Any]]:
+    """The headers of every part that was sent."""
+    with accepting() as (client, requests):
+        Objects(client, bucket, Storage(), PART).upload("large", file, CONTENT)
+    return {part_of(each.url): each.headers for each in requests if part_of(each.url)}
+
+
+def checksum(data: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_part_is_read_once_before_it_is_sent_and_signed_by_its_checksum(
+    file: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"{scheme}://s3.example.com")
+    read, original = [], ReadFileChunk.read
+
+    def counted(self: Any, amount: int | None = None) -> bytes:
+        found: bytes = original(self, amount)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(ReadFileChunk, "read", counted)
+    parts = parts_of(file)
+    assert parts.keys() == BODIES.keys()
+    for part, body in BODIES.items():
+        assert text_of(parts[part]["x-amz-checksum-sha256"]) == checksum(body)
+        assert text_of(parts[part]["X-Amz-Content-SHA256"]) == hashlib.sha256(body).hexdigest()
+        assert ";x-amz-checksum-sha256;x-amz-content-sha256;" in text_of(parts[part]["Authorization"])
+    assert sum(read) == len(DATA)
+
+
+def test_a_part_is_signed_as_botocore_signs_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda **_: datetime(2026, 1, 2, 3, 4, 5))
+    ours = parts_of(file)
+    monkeypatch.setattr("adapterline.s3_parts._choose", lambda **_: None)
+    theirs = parts_of(file)
+    assert ours.keys() == BODIES.keys()
+    for part in BODIES:
+        assert text_of(ours[part]["Authorization"]) == text_of(theirs[part]["Authorization"])
+
+
+def test_a_profile_that_wants_no_payload_signed_gets_that(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\ns3 =\n  payload_signing_enabled = false\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    parts = parts_of(file)
+    assert parts.keys() == BODIES.keys()
+    for part, body in BODIES.items():
+        assert text_of(parts[part]["X-Amz-Content-SHA256"]) == "UNSIGNED-PAYLOAD"
+        assert text_of(parts[part]["x-amz-checksum-sha256"]) == checksum(body)
+
+
+@pytest.mark.parametrize("kind", [None, "none", "v4a", "v4-s3express"])
+def test_other_signatures_are_made_by_botocore_alone(kind: str | None) -> None:
+    assert _choose({"auth_type": kind}) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, MULTIPART_THRESHOLD + 1, 300 * 10**6, 2 * 10**9, 123456789012])
+def test_a_file_is_divided_so_that_each_connection_sends_equally_many_parts(size: int) -> None:
+    part = Objects(None, "bucket", Storage())._part_size(size)  # type: ignore[arg-type]
+    parts = -(-size // part)
+    assert 0 < part <= MULTIPART_THRESHOLD
+    assert parts % 4 == 0 or size < 4
