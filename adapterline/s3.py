@@ -9,11 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from queue import Queue
 from typing import TYPE_CHECKING
 
 from adapterline.errors import AdapterlineError, PublishError, UsageError
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CHUNK = 1 << 20  # bytes of an object that are read at a time
-_AHEAD = 8  # chunks that were read and are not hashed yet
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f]")
@@ -105,28 +102,11 @@ def measure(client: S3Client, bucket: str, key: str, *, size: int | None = None)
     with closing(answer["Body"]) as body:
         if size is not None and answer["ContentLength"] != size:
             return Measured(answer["ContentLength"], "")
-        return _measured(body.iter_chunks(CHUNK))
-
-
-def _measured(chunks: Iterable[bytes]) -> Measured:
-    """Hashes in a thread beside the one that reads: either takes about half of the time."""
-    digest, read = hashlib.sha256(), 0
-    ahead: Queue[bytes | None] = Queue(_AHEAD)
-
-    def hash_() -> None:
-        while (chunk := ahead.get()) is not None:
+        digest, read = hashlib.sha256(), 0
+        for chunk in body.iter_chunks(CHUNK):
             digest.update(chunk)
-
-    with ThreadPoolExecutor(1) as beside:
-        hashed = beside.submit(hash_)
-        try:
-            for chunk in chunks:
-                ahead.put(chunk)
-                read += len(chunk)
-        finally:
-            ahead.put(None)
-        hashed.result()
-    return Measured(read, digest.hexdigest())
+            read += len(chunk)
+        return Measured(read, digest.hexdigest())
 
 
 def code_of(error: Exception) -> str:
