@@ -50,6 +50,6 @@ def _sum(params: dict[str, Any], **_: Any) -> None:
     params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()
 
 
-def _choose(context: dict[str, Any], **_: Any) -> str | None:
-    # Other signatures (v4a, S3 Express, the old one of a profile, none) stay as they are.
-    return _SIGNATURE if context.get("auth_type") == "v4" else None
+def _choose(signature_version: object, **_: Any) -> str | None:
+    # Others (v4a, S3 Express, a signature in the URL, none) stay as they are.
+    return _SIGNATURE if signature_version == "v4" else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore import UNSIGNED
 from s3transfer.utils import ReadFileChunk
 
 from adapterline.destinations.s3_objects import MULTIPART_THRESHOLD, Content, Objects, Storage
@@ -92,9 +93,9 @@ def test_a_profile_that_wants_no_payload_signed_gets_that(
         assert text_of(parts[part]["x-amz-checksum-sha256"]) == checksum(body)
 
 
-@pytest.mark.parametrize("kind", [None, "none", "v4a", "v4-s3express"])
-def test_other_signatures_are_made_by_botocore_alone(kind: str | None) -> None:
-    assert _choose({"auth_type": kind}) is None
+@pytest.mark.parametrize("other", [UNSIGNED, "s3", "v4a", "v4-s3express", "v4-query"])
+def test_other_signatures_are_made_by_botocore_alone(other: object) -> None:
+    assert _choose(other) is None
 
 
 @pytest.mark.parametrize("size", [0, 1, MULTIPART_THRESHOLD + 1, 300 * 10**6, 2 * 10**9, 123456789012])
