@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 
+from adapterline.s3 import CHUNK
+
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
 
 _SIGNATURE = "adapterline-s3v4"
-_READ = 1 << 20  # bytes
 
 
 def hash_parts_once(client: S3Client) -> None:
@@ -44,7 +45,7 @@ class _SignedByChecksum(S3SigV4Auth):
 def _sum(params: dict[str, Any], **_: Any) -> None:
     body, digest = params["Body"], hashlib.sha256()
     start = body.tell()
-    while chunk := body.read(_READ):
+    while chunk := body.read(CHUNK):
         digest.update(chunk)
     body.seek(start)
     params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()

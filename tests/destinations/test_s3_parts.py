@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -98,9 +99,18 @@ def test_other_signatures_are_made_by_botocore_alone(other: object) -> None:
     assert _choose(other) is None
 
 
-@pytest.mark.parametrize("size", [0, 1, MULTIPART_THRESHOLD + 1, 300 * 10**6, 2 * 10**9, 123456789012])
-def test_a_file_is_divided_so_that_each_connection_sends_equally_many_parts(size: int) -> None:
-    part = Objects(None, "bucket", Storage())._part_size(size)  # type: ignore[arg-type]
-    parts = -(-size // part)
-    assert 0 < part <= MULTIPART_THRESHOLD
-    assert parts % 4 == 0 or size < 4
+@pytest.mark.parametrize(("size", "count"), [(MULTIPART_THRESHOLD + 1, 4), (300 * 10**6, 8), (512 * 2**20, 12)])
+def test_a_file_is_divided_so_that_each_of_four_connections_sends_equally_many_parts(
+    tmp_path: Path, size: int, count: int
+) -> None:
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, size)
+    with accepting() as (client, requests):
+        Objects(client, "bucket", Storage()).upload("large", path, CONTENT)
+    sizes = {part_of(each.url): int(each.headers["Content-Length"]) for each in requests if part_of(each.url)}
+    assert len(sizes) == count
+    assert sum(sizes.values()) == size
+    last = sizes.pop(f"partNumber={count}")
+    assert {*sizes.values()} == {max(sizes.values())}
+    assert last <= max(sizes.values()) <= MULTIPART_THRESHOLD
