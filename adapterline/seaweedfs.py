@@ -36,6 +36,19 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Volumes:
+    """The files in which the server keeps what it stores. Every bucket has its own."""
+
+    size: int  # MB, above which a volume takes nothing more
+    most: int
+    grown: int  # that many are made when a bucket has none left to write to, and written to at the same time
+
+
+#: For many small buckets. SeaweedFS's own number, the free space divided by 1 GiB, is soon used up on a small disk.
+SMALL_VOLUMES = Volumes(size=64, most=1000, grown=1)
+
+
+@dataclass(frozen=True)
 class SeaweedFS:
     """A running server."""
 
@@ -54,7 +67,9 @@ class SeaweedFS:
 
 
 @contextmanager
-def run_seaweedfs(folder: Path, identities: Sequence[Identity] = ()) -> Iterator[SeaweedFS]:
+def run_seaweedfs(
+    folder: Path, identities: Sequence[Identity] = (), volumes: Volumes = SMALL_VOLUMES
+) -> Iterator[SeaweedFS]:
     """A server that keeps its data in `folder` and listens on free ports of 127.0.0.1; it ends with the context.
 
     Without `identities` there is one that may do everything, with keys that are made up. What it prints is in
@@ -69,7 +84,7 @@ def run_seaweedfs(folder: Path, identities: Sequence[Identity] = ()) -> Iterator
         _write_identities(folder / "identities.json", identities)
     except OSError as error:
         raise from_os_error(error, f"Preparing {folder} for SeaweedFS") from error
-    process, ports = _start(program, folder)
+    process, ports = _start(program, folder, volumes)
     try:
         yield SeaweedFS(f"http://127.0.0.1:{ports['s3']}", identities)
     finally:
@@ -105,11 +120,11 @@ def _write_identities(path: Path, identities: tuple[Identity, ...]) -> None:
     path.write_text(json.dumps({"identities": rows}))
 
 
-def _start(program: Path, folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
+def _start(program: Path, folder: Path, volumes: Volumes) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
     # Somebody may take a port between its choice and its use: the program then ends, or never answers as ours.
     for _ in range(3):
         ports = _free_ports()
-        process = _launch(program, folder, ports)
+        process = _launch(program, folder, volumes, ports)
         try:
             if _answers(process, ports["s3"]):
                 return process, ports
@@ -120,7 +135,7 @@ def _start(program: Path, folder: Path) -> tuple[subprocess.Popen[bytes], dict[s
     raise MachineError(f"SeaweedFS did not start; {folder / 'weed.log'} says why.", expected="an answer of its S3 port")
 
 
-def _launch(program: Path, folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+def _launch(program: Path, folder: Path, volumes: Volumes, ports: dict[str, int]) -> subprocess.Popen[bytes]:
     # It would prefer the ports of the last run in this folder.
     (folder / "data" / "mini.options").unlink(missing_ok=True)
     listen = [f"-{service}.port={port}" for service, port in ports.items()]
@@ -144,13 +159,11 @@ def _launch(program: Path, folder: Path, ports: dict[str, int]) -> subprocess.Po
         "-admin.ui=false",
         "-master.telemetry=false",
         "-volume.preStopSeconds=0",
-        # Every bucket has volumes of its own. By default their number is the free space divided by 1 GiB, which on a
-        # small disk is soon used up.
-        "-master.volumeSizeLimitMB=64",
-        "-volume.max=1000",
+        f"-master.volumeSizeLimitMB={volumes.size}",
+        f"-volume.max={volumes.most}",
     ]
     # A session of its own: a Ctrl+C in the terminal is ours to answer, by stopping it in order.
-    environment = {"HOME": str(folder), "PATH": os.defpath, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+    environment = {"HOME": str(folder), "PATH": os.defpath, "WEED_MASTER_VOLUME_GROWTH_COPY_1": str(volumes.grown)}
     with (folder / "weed.log").open("ab") as log:
         return subprocess.Popen(
             command,
