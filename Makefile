@@ -19,13 +19,13 @@ demo: install
 	$(BIN)/adapterline demo
 
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-full: install
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+	$(BIN)/pytest -n 2 --dist loadfile -m ""
 
 fuzz: install
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "" --timeout 3600 $(shell grep -rl "from hypothesis" tests --include=test_*.py)
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -n 2 --dist loadfile -m "" --timeout 3600 $(shell grep -rl "from hypothesis" tests --include=test_*.py)
 
 compatibility: install
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.compatibility
