@@ -131,9 +131,7 @@ class Objects:
 
     def upload(self, key: str, path: Path, content: Content) -> None:
         """A file of any size, in parallel parts if it is large; what fails is aborted."""
-        from boto3.s3.transfer import S3Transfer, TransferConfig
-
-        from adapterline.s3_parts import MappedFiles
+        from boto3.s3.transfer import TransferConfig
 
         def write(tags: dict[str, str]) -> None:
             config = TransferConfig(
@@ -142,14 +140,18 @@ class Objects:
                 max_concurrency=_PARALLEL,
             )
             # By file name, not as an open file: of that, the transfer would hold several parts in memory.
-            arguments = {
-                "ChecksumAlgorithm": "SHA256",
-                **content.arguments(),
-                **self._storage.arguments(large=content.large),
-                **tags,
-            }
-            with S3Transfer(self.client, config, MappedFiles()) as transfer:  # type: ignore[arg-type]
-                transfer.upload_file(str(path), self.bucket, key, extra_args=arguments)
+            self.client.upload_file(
+                str(path),
+                self.bucket,
+                key,
+                ExtraArgs={
+                    "ChecksumAlgorithm": "SHA256",
+                    **content.arguments(),
+                    **self._storage.arguments(large=content.large),
+                    **tags,
+                },
+                Config=config,
+            )
 
         try:
             with s3_errors(f"Uploading {self.uri(key)}", PublishError):
