@@ -188,9 +188,11 @@ _REMEDIES = {
     "KMS.DisabledException": "Enable the key, or set ADAPTERLINE_S3_KMS_KEY to another one.",
     "NotImplemented": "Use a server that implements this: adapterline needs conditional writes and SHA256 checksums.",
 }
-#: BadDigest, IncompleteBody, XAmzContentSHA256Mismatch: bytes were lost or turned on the way. botocore retries none.
+#: How servers refuse bytes that do not have the checksum they came with; the second is MinIO's.
+MISMATCHES = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+#: IncompleteBody and the mismatches: bytes were lost or turned on the way. botocore retries none.
 _TRANSIENT_CODES = {
-    "BadDigest",
+    *MISMATCHES,
     "ConditionalRequestConflict",
     "IncompleteBody",
     "InternalError",
@@ -202,7 +204,6 @@ _TRANSIENT_CODES = {
     "Throttling",
     "ThrottlingException",
     "TooManyRequests",
-    "XAmzContentSHA256Mismatch",
 }
 
 

@@ -1,4 +1,6 @@
-"""A part of a multipart upload is hashed once: its checksum is also what its signature covers.
+"""The checksums of parts, and of what is made of them.
+
+A part of a multipart upload is hashed once: its checksum is also what its signature covers.
 
 botocore hashes every part a second time to sign it: always over plain HTTP, and over TLS where it did not compute the
 checksum itself. Both are the SHA256 of the same bytes, so what goes over the wire is the same, byte for byte.
@@ -8,10 +10,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import TYPE_CHECKING, Any
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 
+from adapterline.digests import sha256_of_file
 from adapterline.s3 import CHUNK
 
 if TYPE_CHECKING:
@@ -26,6 +32,23 @@ def hash_parts_once(client: S3Client) -> None:
     AUTH_TYPE_MAPS[_SIGNATURE] = _SignedByChecksum
     client.meta.events.register("provide-client-params.s3.UploadPart", _sum)
     client.meta.events.register_first("choose-signer.s3.UploadPart", _choose)  # type: ignore[arg-type]
+
+
+def checksum_of_file(path: Path, part: int | None) -> tuple[str, str]:
+    """Its SHA256 in hexadecimal digits, and the checksum that S3 states of it. OSError if it cannot be read.
+
+    Uploaded in parts of `part` bytes, that is the SHA256 of their SHA256s, and their number:
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+    """
+    if part is None:
+        whole = sha256_of_file(path)
+        return whole, base64.b64encode(bytes.fromhex(whole)).decode()
+    with ThreadPoolExecutor(1) as beside, path.open("rb") as file:
+        whole_of = beside.submit(sha256_of_file, path)
+        digests = [_sha256(file, part) for _ in range(0, path.stat().st_size, part)]
+        whole = whole_of.result()
+    composite = base64.b64encode(hashlib.sha256(b"".join(digests)).digest()).decode()
+    return whole, f"{composite}-{len(digests)}"
 
 
 class _SignedByChecksum(S3SigV4Auth):
@@ -43,12 +66,19 @@ class _SignedByChecksum(S3SigV4Auth):
 
 
 def _sum(params: dict[str, Any], **_: Any) -> None:
-    body, digest = params["Body"], hashlib.sha256()
+    body = params["Body"]
     start = body.tell()
-    while chunk := body.read(CHUNK):
-        digest.update(chunk)
+    params["ChecksumSHA256"] = base64.b64encode(_sha256(body)).decode()
     body.seek(start)
-    params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()
+
+
+def _sha256(file: BinaryIO, size: int = sys.maxsize) -> bytes:
+    """Of what comes next in a file, at most `size` bytes."""
+    digest = hashlib.sha256()
+    while size and (chunk := file.read(min(size, CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.digest()
 
 
 def _choose(signature_version: object, **_: Any) -> str | None:

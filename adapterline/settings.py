@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     )
     s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
     s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
+    s3_read_back: Literal["bytes", "checksum"] = Field(
+        "bytes", description="what proves an upload: its bytes, read again, or the checksum that the server states"
+    )
     signing_key: Path | None = Field(None, description="a private key in PEM, that exports are signed with")
     signing_key_password: SecretStr | None = Field(None, description="of the key, if it is encrypted")
     signing_certificate: Path | None = Field(None, description="the key's certificate, in PEM")

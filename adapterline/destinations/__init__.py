@@ -20,7 +20,7 @@ def open_destination(uri: str, name: str) -> Destination:
 
         settings = Settings()
         storage = Storage(settings.s3_sse, settings.s3_kms_key, settings.s3_storage_class)
-        return S3Destination(uri, name, storage=storage)
+        return S3Destination(uri, name, storage=storage, read_back=settings.s3_read_back)
     if scheme == "hf":
         from adapterline.destinations.hub import HubDestination
 

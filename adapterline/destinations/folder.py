@@ -264,6 +264,7 @@ class FolderDestination:
             manifest_sha256=manifest_sha256,
             files=package.files if files is None else files,
             published=published,
+            read_back="bytes",
         )
 
     @contextlib.contextmanager

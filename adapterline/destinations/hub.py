@@ -459,6 +459,7 @@ class HubDestination:
             files=files_at(commit, bundle),
             published=published,
             token=commit.oid,
+            read_back="checksum",
         )
 
 

@@ -59,7 +59,8 @@ _PROBE = Content("application/octet-stream", {}, {}, large=True)
 class S3Destination:
     """One name below `s3://bucket/prefix`; see `adapterline.destinations.base.Destination`.
 
-    For `multipart` see `Objects`. UsageError for a URI or a name that cannot be used.
+    For `multipart` see `Objects`. With `read_back` "checksum" the server's checksum of what was uploaded proves it, if
+    it states one. UsageError for a URI or a name that cannot be used.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class S3Destination:
         client: S3Client | None = None,
         storage: Storage = Storage(),  # noqa: B008  (frozen)
         multipart: int = MULTIPART_THRESHOLD,
+        read_back: Literal["bytes", "checksum"] = "bytes",
     ) -> None:
         self.uri = uri
         bucket, prefix = parse_s3_uri(uri)
         self._root = "/".join(filter(None, (prefix, check_name(name))))
         self._objects = Objects(client or make_client(), bucket, storage, multipart)
+        self._read_back: Literal["bytes", "checksum"] = read_back
 
     # --- can it be used? ----------------------------------------------------------------------------------------------
 
@@ -91,6 +94,8 @@ class S3Destination:
             refused = put(key, b"1", _PROBE, IfNoneMatch="*") or put(key, b"2", _PROBE, IfNoneMatch="*")
             refused = refused and put(key, b"3", _PROBE, IfMatch=f'"{"0" * 32}"')
             self._objects.require_encryption(key)
+            if self._read_back == "checksum":
+                self._objects.require_checksums(key)
         except PublishError:
             with suppress(PublishError):  # the first error says more
                 self._objects.delete(key)
@@ -120,6 +125,7 @@ class S3Destination:
             manifest_sha256=sha256_of_bytes(package.manifest_bytes),
             files=package.files,
             published=False,
+            read_back=self._read_back,
         )
 
     def _upload(self, package: Package, file: PackagedFile) -> None:
@@ -127,7 +133,10 @@ class S3Destination:
         if self._holds(key, file):
             return
         if not _follows_manifest(package, file):
-            self._objects.upload(key, package.folder / file.path, _content(package, file))
+            path = package.folder / file.path
+            self._objects.upload(key, path, _content(package, file))
+            if self._read_back == "checksum" and self._objects.confirms(key, path, file.sha256):
+                return
         elif self._objects.put(key, _local_bytes(package, file), _content(package, file), IfNoneMatch="*"):
             return  # another exporter's: release decides whose stays
         if not self._holds(key, file):
@@ -159,6 +168,7 @@ class S3Destination:
             manifest_sha256=sha256_of_bytes(data),
             files=self._files(package, manifest, data),
             published=True,
+            read_back="bytes",
         )
 
     # --- release ------------------------------------------------------------------------------------------------------

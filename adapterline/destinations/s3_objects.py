@@ -3,8 +3,8 @@
 Every write carries SHA256 as a header: of the whole object in a single PUT, of each part in a multipart upload, for
 which S3 knows no SHA256 of the whole. The server refuses what it received otherwise. It is a header and not a trailer,
 which botocore would send over TLS, because Cloudflare R2 and older versions of Ceph take no trailers. What a server
-states of an object afterwards is what it once received, not what its disks give today, so nothing here takes it for
-the proof of an upload: `measure` reads.
+states of an object afterwards is what it once received, not what its disks give: only `measure` reads that. `confirms`
+takes the statement, for those who asked for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 from adapterline.errors import PublishError, from_os_error
 from adapterline.s3 import (
+    MISMATCHES,
     Measured,
     checksum_of,
     code_of,
@@ -29,13 +30,16 @@ from adapterline.s3 import (
     s3_errors,
     status_of,
 )
+from adapterline.s3_parts import checksum_of_file
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 Made = TypeVar("Made")
 
 MULTIPART_THRESHOLD = 64 << 20  # bytes
+_SMALLEST_PART = 5 << 20  # bytes: of S3, for all but the last
 #: Parts that are on their way at a time. They are read from the file as they are sent.
 _PARALLEL = 4
 #: A server without tags, and an identity that may not set them: what the server answers to either differs.
@@ -53,7 +57,7 @@ class Storage:
     kms_key: str | None = None
     storage_class: str | None = None  # of the large files only: small ones cost more in any class but the first
 
-    def arguments(self, *, large: bool = False) -> dict[str, str]:
+    def arguments(self, *, large: bool = False) -> dict[str, Any]:
         """What boto3 wants to be told at each write."""
         given = {
             "ServerSideEncryption": self.encryption,
@@ -85,7 +89,7 @@ def tag_value(text: str) -> str:
 class Objects:
     """The objects of one bucket. Its methods raise `PublishError`, and `MachineError` for a full local disk.
 
-    `multipart` is the size, in bytes, above which a file is uploaded in parts of at most that size (S3 allows 5 MiB
+    `multipart` is the size, in bytes, from which on a file is uploaded in parts of at most that size (S3 allows 5 MiB
     and more).
     """
 
@@ -163,10 +167,10 @@ class Objects:
         """In bytes, at most `multipart`, and so that every connection sends equally many parts.
 
         All have one size but the last, which Cloudflare R2 asks for. boto3 makes them larger where S3 would refuse
-        them: below 5 MiB, and above 10,000 parts.
+        more than 10,000.
         """
         rounds = size // (self._multipart * _PARALLEL) + 1
-        return size // (rounds * _PARALLEL) + 1
+        return max(size // (rounds * _PARALLEL) + 1, _SMALLEST_PART)
 
     def _with_tags(self, content: Content, write: Callable[[dict[str, str]], Made]) -> Made:
         """Writes with the tags, and without them where that helps: an object is whole without its tags."""
@@ -194,6 +198,27 @@ class Objects:
                 expected=wanted,
                 remedy="Unset ADAPTERLINE_S3_SSE, or publish to a server that encrypts so.",
             )
+
+    def require_checksums(self, key: str) -> None:
+        """PublishError unless a write whose checksum is another one than that of its bytes is refused."""
+        with s3_errors(f"Writing {self.uri(key)}", PublishError):
+            try:
+                self.client.put_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=b"1",
+                    ChecksumSHA256=checksum_of(b"2"),
+                    **self._storage.arguments(),
+                )
+            except self.client.exceptions.ClientError as error:
+                if code_of(error) in MISMATCHES:
+                    return
+                raise
+        raise PublishError(
+            f"The server of {self.uri(key)} takes bytes that do not have the checksum they came with.",
+            expected="a server that compares them, as its checksums are to be the proof of an upload",
+            remedy="Unset ADAPTERLINE_S3_READ_BACK, so that every byte is read back.",
+        )
 
     def delete(self, key: str) -> None:
         """Also one that is not there."""
@@ -240,9 +265,28 @@ class Objects:
 
     def size(self, key: str) -> int | None:
         """In bytes; None if there is no such object."""
+        return head["ContentLength"] if (head := self._head(key)) else None
+
+    def confirms(self, key: str, path: Path, sha256: str) -> bool:
+        """Does the server state the checksum of what `upload` sends of `path`, and has the file that `sha256`?
+
+        Of the object no byte is read, and of the file all. False also where the server states no SHA256.
+        """
+        if not (head := self._head(key, ChecksumMode="ENABLED")):
+            return False
+        try:
+            size = path.stat().st_size
+            part = self._part_size(size) if size >= self._multipart else None
+            found, checksum = checksum_of_file(path, part)
+        except OSError as error:
+            raise from_os_error(error, f"Reading {path.name} of the package", otherwise=PublishError) from error
+        stated = head["ContentLength"], head.get("ChecksumSHA256")
+        return (found, *stated) == (sha256, size, checksum)
+
+    def _head(self, key: str, **more: Any) -> HeadObjectOutputTypeDef | None:
         with s3_errors(f"Looking for {self.uri(key)}", PublishError):
             try:
-                return self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"]
+                return self.client.head_object(Bucket=self.bucket, Key=key, **more)
             except self.client.exceptions.ClientError as error:
                 if status_of(error) == 404:
                     return None

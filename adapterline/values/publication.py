@@ -114,6 +114,9 @@ class Receipt(Value):
     files: tuple[PackagedFile, ...] = Field(description="what was read back there")
     published: bool = Field(description="it was already visible before this run")
     token: str = Field("", description="what the destination needs to find its staging again")
+    read_back: Literal["bytes", "checksum"] | None = Field(
+        None, description="bytes: every one was read; checksum: the destination stated that of what it took"
+    )
 
 
 class Publication(Value):

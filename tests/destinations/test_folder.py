@@ -48,8 +48,9 @@ def is_whole_or_absent(root: Path, package: Package) -> bool:
 
 
 def test_nothing_is_visible_before_release(root: Path, package: Package) -> None:
-    FolderDestination(str(root), package.name).stage(package)
+    receipt = FolderDestination(str(root), package.name).stage(package)
     assert {path.name for path in root.iterdir()} == {".staging"}
+    assert (receipt.published, receipt.read_back) == (False, "bytes")
 
 
 def test_everything_is_visible_after_release_and_nothing_else(root: Path, package: Package) -> None:

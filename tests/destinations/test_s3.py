@@ -508,6 +508,7 @@ def test_an_endpoint_that_is_no_url_is_refused(s3: Any, monkeypatch: pytest.Monk
         ("TooManyRequests", 429, True),
         ("RequestTimeout", 400, True),
         ("BadDigest", 400, True),
+        ("XAmzContentChecksumMismatch", 400, True),
         ("NoSuchUpload", 404, True),
         ("NotImplemented", 501, False),
         ("AccessDenied", 403, False),

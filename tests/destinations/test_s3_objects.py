@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,8 +19,9 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from adapterline.destinations import open_destination
 from adapterline.destinations.s3 import S3Destination
 from adapterline.destinations.s3_objects import Content, Objects, Storage, tag_value
+from adapterline.digests import sha256_of_file
 from adapterline.errors import PublishError, UsageError
-from adapterline.s3 import make_client
+from adapterline.s3 import checksum_of, make_client
 from adapterline.seaweedfs import SeaweedFS
 from adapterline.settings import Settings
 from adapterline.values import WEIGHT_NAME, Package, TrainingRun
@@ -166,6 +167,102 @@ def test_every_upload_has_its_sha256_in_a_header_and_no_trailer(
         assert "aws-chunked" not in text_of(headers.get("Content-Encoding", ""))
 
 
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 21 * 10**6])
+def test_a_file_of_any_size_is_confirmed_and_no_other(s3: Any, bucket: str, tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(bytes(size))
+    (tmp_path / "other").write_bytes(bytes(size) + b"1")
+    place_of_them = Objects(s3, bucket, Storage(), PART)
+    sha256, other = (sha256_of_file(tmp_path / name) for name in ("file", "other"))
+    assert not place_of_them.confirms("key", tmp_path / "file", sha256)
+    place_of_them.upload("key", tmp_path / "file", Content("text/plain", {}, {}))
+    assert place_of_them.confirms("key", tmp_path / "file", sha256)
+    assert not place_of_them.confirms("key", tmp_path / "file", other)
+    assert not place_of_them.confirms("key", tmp_path / "other", other)
+
+
+@pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
+@pytest.mark.parametrize("read_back", ["checksum", "bytes"])
+def test_a_checksum_that_the_server_states_proves_an_upload_where_that_was_asked_for(
+    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: Literal["checksum", "bytes"]
+) -> None:
+    package = make_package(tmp_path, size=size)
+    with wired() as (client, wire):
+        receipt = place(bucket, client, read_back=read_back).stage(package)
+        gets = wire.requests.count(("GET", f"/{bucket}/{key_of(package, WEIGHT_NAME)}"))
+    assert receipt.read_back == read_back
+    # The first looks for leftovers.
+    assert gets == {"checksum": 1, "bytes": 2}[read_back]
+    assert objects(s3, bucket)[key_of(package, WEIGHT_NAME)] == (tmp_path / WEIGHT_NAME).read_bytes()
+
+
+@pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
+def test_what_no_checksum_confirms_is_read(s3: Any, bucket: str, tmp_path: Path, size: int) -> None:
+    package = make_package(tmp_path, size=size)
+    with wired() as (client, wire):
+        client.meta.events.register(
+            "after-call.s3.HeadObject", lambda parsed, **_: parsed.pop("ChecksumSHA256", None) and None
+        )
+        place(bucket, client, read_back="checksum").stage(package)
+        assert wire.requests.count(("GET", f"/{bucket}/{key_of(package, WEIGHT_NAME)}")) == 2
+
+
+def test_what_somebody_else_left_is_read(s3: Any, bucket: str, tmp_path: Path) -> None:
+    package = make_package(tmp_path, size=LARGE)
+    place(bucket, read_back="checksum").stage(package)
+    key = key_of(package, WEIGHT_NAME)
+    damaged = bytearray(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+    damaged[-1] ^= 1
+    s3.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
+    place(bucket, read_back="checksum").stage(package)
+    assert objects(s3, bucket)[key] == (tmp_path / WEIGHT_NAME).read_bytes()
+
+
+@pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
+@pytest.mark.parametrize("changed", ["before", "between", "there"])
+def test_other_bytes_are_never_confirmed(s3: Any, bucket: str, tmp_path: Path, size: int, changed: str) -> None:
+    package = make_package(tmp_path, size=size)
+    path, key = tmp_path / WEIGHT_NAME, key_of(package, WEIGHT_NAME)
+    right = path.read_bytes()
+    wrong = right[:-1] + bytes([right[-1] ^ 1])
+    if changed != "there":  # what is sent is no longer what the manifest names
+        path.write_bytes(wrong)
+    with wired() as (client, wire):
+
+        def act(number: int, request: AWSPreparedRequest) -> None:
+            if request.method == "HEAD" and changed == "between":
+                path.write_bytes(right)
+            if request.method == "HEAD" and changed == "there":
+                s3.put_object(Bucket=bucket, Key=key, Body=wrong, ChecksumAlgorithm="SHA256")
+
+        wire.act = act
+        with pytest.raises(PublishError, match="other bytes than were uploaded"):
+            place(bucket, client, read_back="checksum").stage(package)
+    assert key not in objects(s3, bucket)
+
+
+def test_a_server_that_compares_no_checksums_is_refused_where_they_are_the_proof(s3: Any, bucket: str) -> None:
+    place(bucket, read_back="checksum").check()
+    with wired() as (client, _):
+        client.meta.events.register(
+            "before-call.s3.PutObject",
+            lambda params, **_: params["headers"].pop("x-amz-checksum-sha256", None) and None,
+        )
+        place(bucket, client).check()
+        with pytest.raises(PublishError, match="do not have the checksum they came with") as caught:
+            place(bucket, client, read_back="checksum").check()
+    assert "ADAPTERLINE_S3_READ_BACK" in caught.value.remedy
+
+    def refuse(request: AWSPreparedRequest) -> AWSResponse | None:
+        of_two = text_of(request.headers.get("x-amz-checksum-sha256", "")) == checksum_of(b"2")
+        wrong = of_two and "If-None-Match" not in request.headers
+        return refusal(request, 400, "InvalidRequest") if wrong else None
+
+    with answering(refuse) as client, pytest.raises(PublishError, match="InvalidRequest"):  # that is no comparison
+        place(bucket, client, read_back="checksum").check()
+    assert not caught.value.transient
+    assert objects(s3, bucket) == {}
+
+
 # --- encryption and class ---------------------------------------------------------------------------------------------
 
 
@@ -228,8 +325,9 @@ def test_settings_say_how_objects_are_kept(
 ) -> None:
     monkeypatch.setenv("ADAPTERLINE_S3_SSE", "AES256")
     monkeypatch.setenv("ADAPTERLINE_S3_STORAGE_CLASS", "STANDARD_IA")
+    monkeypatch.setenv("ADAPTERLINE_S3_READ_BACK", "checksum")
     package = make_package(tmp_path)
-    open_destination(f"s3://{bucket}/loras", "tiny").stage(package)
+    assert open_destination(f"s3://{bucket}/loras", "tiny").stage(package).read_back == "checksum"
     head = s3.head_object(Bucket=bucket, Key=key_of(package, WEIGHT_NAME))
     assert (head["ServerSideEncryption"], head["StorageClass"]) == ("AES256", "STANDARD_IA")
 
@@ -242,6 +340,7 @@ def test_settings_say_how_objects_are_kept(
         ({"S3_STORAGE_CLASS": "DEEP_ARCHIVE"}, "nothing can be read back"),
         ({"S3_SSE": "rot13"}, "ADAPTERLINE_S3_SSE"),
         ({"S3_ADDRESSING": "dns"}, "ADAPTERLINE_S3_ADDRESSING"),
+        ({"S3_READ_BACK": "no"}, "ADAPTERLINE_S3_READ_BACK"),
     ],
 )
 def test_settings_that_do_not_fit_are_a_usage_error(

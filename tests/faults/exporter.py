@@ -37,6 +37,8 @@ class Job:
     day: int = 1
     multipart: int = 0
     """Bytes of a part, where files go to S3 in several; 0: they go in one."""
+    read_back: Literal["bytes", "checksum"] = "bytes"
+    """What proves an upload to S3."""
     environment: Mapping[str, str] | None = None
 
 
@@ -103,9 +105,8 @@ def _open(job: Job, steps: _Steps) -> Destination:
 
         client = make_client()
         client.meta.events.register("before-send.s3", steps.at_request_of_s3)
-        return S3Destination(
-            job.uri, job.name, client=client, **({"multipart": job.multipart} if job.multipart else {})
-        )
+        parts = {"multipart": job.multipart} if job.multipart else {}
+        return S3Destination(job.uri, job.name, client=client, read_back=job.read_back, **parts)
     if scheme == "hf":
         from adapterline.destinations import open_destination
 

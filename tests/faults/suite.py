@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 from tests.faults import exporter
 from tests.faults.exporter import Death, Job, Moment, Outcome
@@ -103,12 +103,13 @@ def reading(place: Place, tally: Tally) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Suite:
-    """All trials on these places; `draw` chooses the points."""
+    """All trials on these places; `draw` chooses the points, and `read_back` is what proves an upload to S3."""
 
     places: Places
     draw: random.Random
     tally: Tally = field(default_factory=Tally)
     say: Callable[[str], None] = print
+    read_back: Literal["bytes", "checksum"] = "bytes"
 
     # --- killed -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +216,15 @@ class Suite:
         return Job(place.uri, seed=1, day=1, environment=place.environment)
 
     def _job(self, place: Place, size: int) -> Job:
-        return Job(place.uri, seed=2, day=2, size=size, multipart=_PART, environment=place.environment)
+        return Job(
+            place.uri,
+            seed=2,
+            day=2,
+            size=size,
+            multipart=_PART,
+            read_back=self.read_back,
+            environment=place.environment,
+        )
 
     def _completed(self, place: Place, job: Job, what: str) -> None:
         """A run that nothing disturbs leaves the place as if nothing ever had."""
@@ -245,6 +254,8 @@ class Suite:
         self.tally.collected += 1
 
     def _count(self, what: str) -> None:
+        if self.read_back == "checksum":
+            what = f"{what} (proven by checksums)"
         self.tally.faults += 1
         self.tally.by_kind[what.partition(":")[0]] += 1
         self.say(f"  {self.tally.faults:3} {what}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_a_wire_that_turns_a_bit_publishes_nothing_wrong(suite: Suite) -> None:
     suite.trouble_in_s3(Trouble.FLIPPED_UP, 1)
     suite.trouble_in_s3(Trouble.FLIPPED_DOWN, 1)
     check(suite)
+
+
+def test_nor_does_one_where_checksums_are_the_proof(suite: Suite) -> None:
+    stated = replace(suite, read_back="checksum")
+    stated.trouble_in_s3(Trouble.FLIPPED_UP, 1)
+    stated.kill("s3", 1, large=True)
+    check(stated)
 
 
 def test_what_the_suite_looks_for_it_finds(suite: Suite) -> None:
