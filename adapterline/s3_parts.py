@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 
@@ -41,14 +40,20 @@ def checksum_of_file(path: Path, part: int | None) -> tuple[str, str]:
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
     """
     if part is None:
-        whole = sha256_of_file(path)
-        return whole, base64.b64encode(bytes.fromhex(whole)).decode()
-    with ThreadPoolExecutor(1) as beside, path.open("rb") as file:
-        whole_of = beside.submit(sha256_of_file, path)
-        digests = [_sha256(file, part) for _ in range(0, path.stat().st_size, part)]
-        whole = whole_of.result()
-    composite = base64.b64encode(hashlib.sha256(b"".join(digests)).digest()).decode()
-    return whole, f"{composite}-{len(digests)}"
+        found = sha256_of_file(path)
+        return found, base64.b64encode(bytes.fromhex(found)).decode()
+    whole, parts, left = hashlib.sha256(), [], 0
+    with path.open("rb") as file, ThreadPoolExecutor(1) as beside:
+        while chunk := file.read(min(CHUNK, left or part)):
+            if not left:
+                parts.append(hashlib.sha256())
+                left = part
+            hashed = beside.submit(whole.update, chunk)
+            parts[-1].update(chunk)
+            hashed.result()
+            left -= len(chunk)
+    composite = hashlib.sha256(b"".join(each.digest() for each in parts)).digest()
+    return whole.hexdigest(), f"{base64.b64encode(composite).decode()}-{len(parts)}"
 
 
 class _SignedByChecksum(S3SigV4Auth):
@@ -66,19 +71,12 @@ class _SignedByChecksum(S3SigV4Auth):
 
 
 def _sum(params: dict[str, Any], **_: Any) -> None:
-    body = params["Body"]
+    body, digest = params["Body"], hashlib.sha256()
     start = body.tell()
-    params["ChecksumSHA256"] = base64.b64encode(_sha256(body)).decode()
-    body.seek(start)
-
-
-def _sha256(file: BinaryIO, size: int = sys.maxsize) -> bytes:
-    """Of what comes next in a file, at most `size` bytes."""
-    digest = hashlib.sha256()
-    while size and (chunk := file.read(min(size, CHUNK))):
+    while chunk := body.read(CHUNK):
         digest.update(chunk)
-        size -= len(chunk)
-    return digest.digest()
+    body.seek(start)
+    params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()
 
 
 def _choose(signature_version: object, **_: Any) -> str | None:

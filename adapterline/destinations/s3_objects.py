@@ -272,7 +272,8 @@ class Objects:
 
         Of the object no byte is read, and of the file all. False also where the server states no SHA256.
         """
-        if not (head := self._head(key, ChecksumMode="ENABLED")):
+        head = self._head(key, ChecksumMode="ENABLED")
+        if head is None or (stated := head.get("ChecksumSHA256")) is None:
             return False
         try:
             size = path.stat().st_size
@@ -280,8 +281,7 @@ class Objects:
             found, checksum = checksum_of_file(path, part)
         except OSError as error:
             raise from_os_error(error, f"Reading {path.name} of the package", otherwise=PublishError) from error
-        stated = head["ContentLength"], head.get("ChecksumSHA256")
-        return (found, *stated) == (sha256, size, checksum)
+        return (found, stated, head["ContentLength"]) == (sha256, checksum, size)
 
     def _head(self, key: str, **more: Any) -> HeadObjectOutputTypeDef | None:
         with s3_errors(f"Looking for {self.uri(key)}", PublishError):
