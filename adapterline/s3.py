@@ -51,7 +51,7 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     import boto3
     from botocore.config import Config
 
-    from adapterline.s3_parts import hash_parts_once
+    from adapterline.s3_parts import sign_by_checksum
     from adapterline.settings import Settings
 
     addressing = Settings().s3_addressing
@@ -64,7 +64,7 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     with s3_errors("Reading the AWS configuration", kind):
         # A session of its own: the default session is not safe to use from several threads.
         client = boto3.session.Session().client("s3", config=config)
-    hash_parts_once(client)
+    sign_by_checksum(client)
     return client
 
 
@@ -74,7 +74,12 @@ def checksum_of(data: bytes) -> str:
     Every write needs one: botocore's own goes over TLS in a trailer, which Cloudflare R2 refuses, and which older
     versions of Ceph store among the bytes.
     """
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return as_checksum(hashlib.sha256(data).digest())
+
+
+def as_checksum(digest: bytes) -> str:
+    """A digest as S3 writes it."""
+    return base64.b64encode(digest).decode()
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,91 @@
-"""The checksums of parts, and of what is made of them.
+"""The checksums of a file that is uploaded in parts, each computed once.
 
-A part of a multipart upload is hashed once: its checksum is also what its signature covers.
-
-botocore hashes every part a second time to sign it: always over plain HTTP, and over TLS where it did not compute the
-checksum itself. Both are the SHA256 of the same bytes, so what goes over the wire is the same, byte for byte.
+That of a part is also what its signature covers. botocore hashes every part a second time to sign it: always over plain
+HTTP, and over TLS where it did not compute the checksum itself. Both are the SHA256 of the same bytes, so what goes
+over the wire is the same, byte for byte.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 
-from adapterline.digests import sha256_of_file
-from adapterline.s3 import CHUNK
+from adapterline.s3 import CHUNK, as_checksum, checksum_of
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
 
 _SIGNATURE = "adapterline-s3v4"
+_UPLOAD_PART = "provide-client-params.s3.UploadPart"
 
 
-def hash_parts_once(client: S3Client) -> None:
-    """From now on each part that `client` uploads bears its `ChecksumSHA256`, and is read once for it."""
-    AUTH_TYPE_MAPS[_SIGNATURE] = _SignedByChecksum
-    client.meta.events.register("provide-client-params.s3.UploadPart", _sum)
-    client.meta.events.register_first("choose-signer.s3.UploadPart", _choose)  # type: ignore[arg-type]
+class PartSums:
+    """The SHA256 of each part of a file, and of the whole: of one reading from the first byte to the last.
 
-
-def checksum_of_file(path: Path, part: int | None) -> tuple[str, str]:
-    """Its SHA256 in hexadecimal digits, and the checksum that S3 states of it. OSError if it cannot be read.
-
-    Uploaded in parts of `part` bytes, that is the SHA256 of their SHA256s, and their number:
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+    It goes no further than to the end of the part that is asked for, which is sent next: so it is still in the page
+    cache. All parts have `part` bytes but the last. For several threads; OSError if the file cannot be read.
     """
-    if part is None:
-        found = sha256_of_file(path)
-        return found, base64.b64encode(bytes.fromhex(found)).decode()
-    whole, parts, left = hashlib.sha256(), [], 0
-    with path.open("rb") as file, ThreadPoolExecutor(1) as beside:
-        while chunk := file.read(min(CHUNK, left or part)):
-            if not left:
-                parts.append(hashlib.sha256())
-                left = part
-            hashed = beside.submit(whole.update, chunk)
-            parts[-1].update(chunk)
-            hashed.result()
+
+    def __init__(self, file: BinaryIO, part: int) -> None:
+        self._file = file
+        self._part = part
+        self._whole = hashlib.sha256()
+        self._parts: list[bytes] = []
+        self._lock = threading.Lock()
+
+    def of(self, number: int) -> bytes:
+        """The digest of a part; the first has number 1."""
+        with self._lock:
+            while len(self._parts) < number:
+                self._parts.append(self._next())
+            return self._parts[number - 1]
+
+    def _next(self) -> bytes:
+        digest, left = hashlib.sha256(), self._part
+        while left and (chunk := self._file.read(min(CHUNK, left))):
+            digest.update(chunk)
+            self._whole.update(chunk)
             left -= len(chunk)
-    composite = hashlib.sha256(b"".join(each.digest() for each in parts)).digest()
-    return whole.hexdigest(), f"{base64.b64encode(composite).decode()}-{len(parts)}"
+        return digest.digest()
+
+    def whole(self) -> str:
+        """In hexadecimal digits, of all parts that were asked for."""
+        return self._whole.hexdigest()
+
+    def composite(self) -> str:
+        """What S3 states of all of them: the SHA256 of their SHA256s, and their number.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+        """
+        return f"{checksum_of(b''.join(self._parts))}-{len(self._parts)}"
+
+
+@contextmanager
+def parts_bear(sums: PartSums, client: S3Client, key: str) -> Iterator[None]:
+    """Inside, each part that `client` uploads to `key` bears its `ChecksumSHA256`."""
+
+    def add(params: dict[str, Any], **_: Any) -> None:
+        if params["Key"] == key:
+            params["ChecksumSHA256"] = as_checksum(sums.of(params["PartNumber"]))
+
+    client.meta.events.register(_UPLOAD_PART, add)
+    try:
+        yield
+    finally:
+        client.meta.events.unregister(_UPLOAD_PART, add)
+
+
+def sign_by_checksum(client: S3Client) -> None:
+    """From now on the signature of a part that bears its checksum is made of that."""
+    AUTH_TYPE_MAPS[_SIGNATURE] = _SignedByChecksum
+    client.meta.events.register_first("choose-signer.s3.UploadPart", _choose)  # type: ignore[arg-type]
 
 
 class _SignedByChecksum(S3SigV4Auth):
@@ -68,15 +100,6 @@ class _SignedByChecksum(S3SigV4Auth):
         if checksum is None or not self._should_sha256_sign_payload(request):  # type: ignore[attr-defined]
             return super().payload(request)
         return base64.b64decode(checksum).hex()
-
-
-def _sum(params: dict[str, Any], **_: Any) -> None:
-    body, digest = params["Body"], hashlib.sha256()
-    start = body.tell()
-    while chunk := body.read(CHUNK):
-        digest.update(chunk)
-    body.seek(start)
-    params["ChecksumSHA256"] = base64.b64encode(digest.digest()).decode()
 
 
 def _choose(signature_version: object, **_: Any) -> str | None:

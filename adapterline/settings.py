@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from adapterline.errors import UsageError
 from adapterline.events.sender import Sender
+from adapterline.values.publication import ReadBack
 
 # What git allows and what no address has to quote: https://git-scm.com/docs/git-check-ref-format
 _BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9]([\w./-]{0,98}[A-Za-z0-9_-])?", re.ASCII)
@@ -98,8 +99,8 @@ class Settings(BaseSettings):
     )
     s3_kms_key: str | None = Field(None, description="the KMS key for it: an id, an ARN or an alias")
     s3_storage_class: str | None = Field(None, description="of weights; without it, as the server says")
-    s3_read_back: Literal["bytes", "checksum"] = Field(
-        "bytes", description="what proves an upload: its bytes, read again, or the checksum that the server states"
+    s3_read_back: ReadBack = Field(
+        "checksum", description="what proves an upload: the checksum that the server states, or its bytes, read again"
     )
     signing_key: Path | None = Field(None, description="a private key in PEM, that exports are signed with")
     signing_key_password: SecretStr | None = Field(None, description="of the key, if it is encrypted")

@@ -23,7 +23,7 @@ class Destination(Protocol):
         ...
 
     def stage(self, package: Package) -> Receipt:
-        """Put the package where nobody looks, read every file back and compare its sha256.
+        """Put the package where nobody looks, and compare the digests of what is there: read, or stated by the server.
 
         If the same digest is already published there, nothing is written: the files there are read back instead, and
         the receipt says `published` with the manifest that is there, which counts from then on. Another digest under

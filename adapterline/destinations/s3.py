@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from adapterline.destinations.latest import LATEST_NAME, MANIFEST_NAME, from_bytes, latest_of, moves, to_bytes
@@ -39,6 +40,7 @@ from adapterline.values import (
     Package,
     PackagedFile,
     Publication,
+    ReadBack,
     Receipt,
     Version,
     check_name,
@@ -59,8 +61,8 @@ _PROBE = Content("application/octet-stream", {}, {}, large=True)
 class S3Destination:
     """One name below `s3://bucket/prefix`; see `adapterline.destinations.base.Destination`.
 
-    For `multipart` see `Objects`. With `read_back` "checksum" the server's checksum of what was uploaded proves it, if
-    it states one. UsageError for a URI or a name that cannot be used.
+    For `multipart` see `Objects`. With `read_back` "checksum" the server's own checksum of what was uploaded proves it,
+    where the server compares and states checksums. UsageError for a URI or a name that cannot be used.
     """
 
     def __init__(
@@ -71,13 +73,13 @@ class S3Destination:
         client: S3Client | None = None,
         storage: Storage = Storage(),  # noqa: B008  (frozen)
         multipart: int = MULTIPART_THRESHOLD,
-        read_back: Literal["bytes", "checksum"] = "bytes",
+        read_back: ReadBack = "checksum",
     ) -> None:
         self.uri = uri
         bucket, prefix = parse_s3_uri(uri)
         self._root = "/".join(filter(None, (prefix, check_name(name))))
         self._objects = Objects(client or make_client(), bucket, storage, multipart)
-        self._read_back: Literal["bytes", "checksum"] = read_back
+        self._read_back = read_back
 
     # --- can it be used? ----------------------------------------------------------------------------------------------
 
@@ -87,15 +89,13 @@ class S3Destination:
         The probe is kept as the large files will be, so that a key or a class that the server does not take is refused
         before anything is computed.
         """
-        key, put = f"{self._root}/.probe-{secrets.token_hex(16)}", self._objects.put
+        key, put = self._probe(), self._objects.put
         try:
             # Nobody else knows the key: a first write that is refused is our own, repeated by botocore after its
             # answer was lost.
             refused = put(key, b"1", _PROBE, IfNoneMatch="*") or put(key, b"2", _PROBE, IfNoneMatch="*")
             refused = refused and put(key, b"3", _PROBE, IfMatch=f'"{"0" * 32}"')
             self._objects.require_encryption(key)
-            if self._read_back == "checksum":
-                self._objects.require_checksums(key)
         except PublishError:
             with suppress(PublishError):  # the first error says more
                 self._objects.delete(key)
@@ -108,14 +108,17 @@ class S3Destination:
                 remedy="Use Amazon S3 or a server that implements them, or update this one.",
             )
 
+    def _probe(self) -> str:
+        """A key that nobody has, or will have."""
+        return f"{self._root}/.probe-{secrets.token_hex(16)}"
+
     # --- stage --------------------------------------------------------------------------------------------------------
 
     def stage(self, package: Package) -> Receipt:
         """See `Destination.stage`. Leftovers of a crashed run are used again once their bytes are read back."""
         if there := self._manifest(package):
             return self._receipt_of_published(package, *there)
-        for file in package.files:
-            self._upload(package, file)
+        read = [self._upload(package, file) for file in package.files]
         self._objects.abort_uploads(f"{self._key(package)}/")
         return Receipt(
             destination=self.uri,
@@ -125,30 +128,45 @@ class S3Destination:
             manifest_sha256=sha256_of_bytes(package.manifest_bytes),
             files=package.files,
             published=False,
-            read_back=self._read_back,
+            read_back="bytes" if all(read) else "checksum",
         )
 
-    def _upload(self, package: Package, file: PackagedFile) -> None:
+    def _upload(self, package: Package, file: PackagedFile) -> bool:
+        """False if the server's checksum proves it, and no byte was read."""
         key = self._key(package, file.path)
         if self._holds(key, file):
-            return
+            return True
         if not _follows_manifest(package, file):
-            path = package.folder / file.path
-            self._objects.upload(key, path, _content(package, file))
-            if self._read_back == "checksum" and self._objects.confirms(key, path, file.sha256):
-                return
+            sent = self._objects.upload(key, package.folder / file.path, _content(package, file))
+            if sent.sha256 != file.sha256:
+                self._take_back(package, key)
+                raise PublishError(
+                    f"{file.path} of the package is no longer what was written: its sha256 is {sent.sha256}.",
+                    expected=f"{file.size} bytes with sha256 {file.sha256}",
+                    remedy="Run the export again; if this stays, the disk damages what it stores.",
+                )
+            if self._statements_prove and self._objects.states(key, sent):
+                return False
         elif self._objects.put(key, _local_bytes(package, file), _content(package, file), IfNoneMatch="*"):
-            return  # another exporter's: release decides whose stays
+            return True  # another exporter's: release decides whose stays
         if not self._holds(key, file):
-            # Not if somebody published meanwhile: what bears a commit marker is never taken back.
-            if not self._manifest(package):
-                self._objects.delete(key)
+            self._take_back(package, key)
             raise PublishError(
                 f"{self._objects.uri(key)} was read back with other bytes than were uploaded.",
                 expected=f"{file.size} bytes with sha256 {file.sha256}",
                 remedy="Run the export again; if this stays, the server or its disks damage what they store.",
                 transient=True,
             )
+        return True
+
+    def _take_back(self, package: Package, key: str) -> None:
+        # Not if somebody published meanwhile: what bears a commit marker stays.
+        if not self._manifest(package):
+            self._objects.delete(key)
+
+    @cached_property
+    def _statements_prove(self) -> bool:
+        return self._read_back == "checksum" and self._objects.compares_checksums(self._probe())
 
     def _receipt_of_published(self, package: Package, manifest: Manifest, data: bytes) -> Receipt:
         # Of the bundle only: a card that an interrupted release has not replaced yet will be by the next one.

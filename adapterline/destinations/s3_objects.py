@@ -3,8 +3,7 @@
 Every write carries SHA256 as a header: of the whole object in a single PUT, of each part in a multipart upload, for
 which S3 knows no SHA256 of the whole. The server refuses what it received otherwise. It is a header and not a trailer,
 which botocore would send over TLS, because Cloudflare R2 and older versions of Ceph take no trailers. What a server
-states of an object afterwards is what it once received, not what its disks give: only `measure` reads that. `confirms`
-takes the statement, for those who asked for it.
+states of an object afterwards (`states`) is what it once received; what its disks give, only `measure` reads.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
+from adapterline.digests import sha256_of_file
 from adapterline.errors import PublishError, from_os_error
 from adapterline.s3 import (
     MISMATCHES,
     Measured,
+    as_checksum,
     checksum_of,
     code_of,
     get_object,
@@ -30,7 +31,7 @@ from adapterline.s3 import (
     s3_errors,
     status_of,
 )
-from adapterline.s3_parts import checksum_of_file
+from adapterline.s3_parts import PartSums, parts_bear
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 MULTIPART_THRESHOLD = 64 << 20  # bytes
-_SMALLEST_PART = 5 << 20  # bytes: of S3, for all but the last
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+_SMALLEST_PART = 5 << 20  # bytes: for all but the last
+_MOST_PARTS = 10_000
 #: Parts that are on their way at a time. They are read from the file as they are sent.
 _PARALLEL = 4
 #: A server without tags, and an identity that may not set them: what the server answers to either differs.
@@ -79,6 +82,15 @@ class Content:
     def arguments(self) -> dict[str, Any]:
         """For boto3, without the tags, which a server may refuse."""
         return {"ContentType": self.kind, "Metadata": dict(self.metadata)}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A file as it was read while it was uploaded."""
+
+    size: int  # bytes
+    sha256: str
+    checksum: str  # what S3 states of it: of a file in parts, that is another one
 
 
 def tag_value(text: str) -> str:
@@ -133,44 +145,49 @@ class Objects:
             raise
         return 0
 
-    def upload(self, key: str, path: Path, content: Content) -> None:
+    def upload(self, key: str, path: Path, content: Content) -> Sent:
         """A file of any size, in parallel parts if it is large; what fails is aborted."""
-        from boto3.s3.transfer import TransferConfig
 
-        def write(tags: dict[str, str]) -> None:
-            config = TransferConfig(
-                multipart_threshold=self._multipart,
-                multipart_chunksize=self._part_size(path.stat().st_size),
-                max_concurrency=_PARALLEL,
-            )
-            # By file name, not as an open file: of that, the transfer would hold several parts in memory.
-            self.client.upload_file(
-                str(path),
-                self.bucket,
-                key,
-                ExtraArgs={
-                    "ChecksumAlgorithm": "SHA256",
-                    **content.arguments(),
-                    **self._storage.arguments(large=content.large),
-                    **tags,
-                },
-                Config=config,
-            )
+        def write(tags: dict[str, str]) -> Sent:
+            arguments = {**content.arguments(), **self._storage.arguments(large=content.large), **tags}
+            if (size := path.stat().st_size) < self._multipart:
+                return self._upload_whole(key, path, size, arguments)
+            return self._upload_parts(key, path, size, arguments)
 
         try:
             with s3_errors(f"Uploading {self.uri(key)}", PublishError):
-                self._with_tags(content, write)
+                return self._with_tags(content, write)
         except OSError as error:
             raise from_os_error(error, f"Reading {path.name} of the package", otherwise=PublishError) from error
 
-    def _part_size(self, size: int) -> int:
-        """In bytes, at most `multipart`, and so that every connection sends equally many parts.
+    def _upload_whole(self, key: str, path: Path, size: int, arguments: dict[str, Any]) -> Sent:
+        sha256 = sha256_of_file(path)
+        checksum = as_checksum(bytes.fromhex(sha256))
+        with path.open("rb") as file:
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=file, ChecksumSHA256=checksum, **arguments)
+        return Sent(size, sha256, checksum)
 
-        All have one size but the last, which Cloudflare R2 asks for. boto3 makes them larger where S3 would refuse
-        more than 10,000.
+    def _upload_parts(self, key: str, path: Path, size: int, arguments: dict[str, Any]) -> Sent:
+        from boto3.s3.transfer import TransferConfig
+
+        part = self._part_size(size)
+        config = TransferConfig(
+            multipart_threshold=self._multipart, multipart_chunksize=part, max_concurrency=_PARALLEL
+        )
+        with path.open("rb") as file, parts_bear(sums := PartSums(file, part), self.client, key):
+            # By file name, not as an open file: of that, the transfer would hold several parts in memory.
+            self.client.upload_file(
+                str(path), self.bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256", **arguments}, Config=config
+            )
+        return Sent(size, sums.whole(), sums.composite())
+
+    def _part_size(self, size: int) -> int:
+        """In bytes, and so that every connection sends equally many parts, of at most `multipart` if S3 allows that.
+
+        All have one size but the last, which Cloudflare R2 asks for.
         """
         rounds = size // (self._multipart * _PARALLEL) + 1
-        return max(size // (rounds * _PARALLEL) + 1, _SMALLEST_PART)
+        return max(size // (rounds * _PARALLEL) + 1, _SMALLEST_PART, size // _MOST_PARTS + 1)
 
     def _with_tags(self, content: Content, write: Callable[[dict[str, str]], Made]) -> Made:
         """Writes with the tags, and without them where that helps: an object is whole without its tags."""
@@ -199,26 +216,22 @@ class Objects:
                 remedy="Unset ADAPTERLINE_S3_SSE, or publish to a server that encrypts so.",
             )
 
-    def require_checksums(self, key: str) -> None:
-        """PublishError unless a write whose checksum is another one than that of its bytes is refused."""
+    def compares_checksums(self, key: str) -> bool:
+        """Does the server refuse bytes that do not have the checksum they came with? `key` is free again after it."""
+        wrong = checksum_of(b"2")
         with s3_errors(f"Writing {self.uri(key)}", PublishError):
             try:
                 self.client.put_object(
-                    Bucket=self.bucket,
-                    Key=key,
-                    Body=b"1",
-                    ChecksumSHA256=checksum_of(b"2"),
-                    **self._storage.arguments(),
+                    Bucket=self.bucket, Key=key, Body=b"1", ChecksumSHA256=wrong, **self._storage.arguments()
                 )
             except self.client.exceptions.ClientError as error:
                 if code_of(error) in MISMATCHES:
-                    return
-                raise
-        raise PublishError(
-            f"The server of {self.uri(key)} takes bytes that do not have the checksum they came with.",
-            expected="a server that compares them, as its checksums are to be the proof of an upload",
-            remedy="Unset ADAPTERLINE_S3_READ_BACK, so that every byte is read back.",
-        )
+                    return True
+                if is_transient(error):
+                    raise
+                return False  # whatever it did not like, it did not say that the two differ
+        self.delete(key)
+        return False
 
     def delete(self, key: str) -> None:
         """Also one that is not there."""
@@ -267,21 +280,10 @@ class Objects:
         """In bytes; None if there is no such object."""
         return head["ContentLength"] if (head := self._head(key)) else None
 
-    def confirms(self, key: str, path: Path, sha256: str) -> bool:
-        """Does the server state the checksum of what `upload` sends of `path`, and has the file that `sha256`?
-
-        Of the object no byte is read, and of the file all. False also where the server states no SHA256.
-        """
+    def states(self, key: str, sent: Sent) -> bool:
+        """Does the server state size and checksum of what was sent? No byte is read; False if it states no SHA256."""
         head = self._head(key, ChecksumMode="ENABLED")
-        if head is None or (stated := head.get("ChecksumSHA256")) is None:
-            return False
-        try:
-            size = path.stat().st_size
-            part = self._part_size(size) if size >= self._multipart else None
-            found, checksum = checksum_of_file(path, part)
-        except OSError as error:
-            raise from_os_error(error, f"Reading {path.name} of the package", otherwise=PublishError) from error
-        return (found, stated, head["ContentLength"]) == (sha256, checksum, size)
+        return head is not None and (head["ContentLength"], head.get("ChecksumSHA256")) == (sent.size, sent.checksum)
 
     def _head(self, key: str, **more: Any) -> HeadObjectOutputTypeDef | None:
         with s3_errors(f"Looking for {self.uri(key)}", PublishError):

@@ -103,18 +103,22 @@ class Latest(Value):
     order: Order
 
 
+#: What proves that a destination has what it was sent.
+ReadBack = Literal["bytes", "checksum"]
+
+
 class Receipt(Value):
-    """A package lies at a destination, read back with the right digests, and nobody sees it yet."""
+    """A package lies at a destination, with the right digests, and nobody sees it yet."""
 
     destination: str = Field(description="as it was asked for")
     name: str = Field(description="what it is published under")
     digest: Sha256 = Field(description="of the bundle")
     location: str = Field(description="where its files lie")
     manifest_sha256: Sha256 = Field(description="of the manifest that counts there: the first one wins")
-    files: tuple[PackagedFile, ...] = Field(description="what was read back there")
+    files: tuple[PackagedFile, ...] = Field(description="what lies there")
     published: bool = Field(description="it was already visible before this run")
     token: str = Field("", description="what the destination needs to find its staging again")
-    read_back: Literal["bytes", "checksum"] | None = Field(
+    read_back: ReadBack | None = Field(
         None, description="bytes: every one was read; checksum: the destination stated that of what it took"
     )
 

@@ -8,9 +8,10 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,11 +25,12 @@ from adapterline.errors import PublishError, UsageError
 from adapterline.s3 import checksum_of, make_client
 from adapterline.seaweedfs import SeaweedFS
 from adapterline.settings import Settings
-from adapterline.values import WEIGHT_NAME, Package, TrainingRun
+from adapterline.values import WEIGHT_NAME, Package, ReadBack, TrainingRun
 from tests.packages import make_package, order_of
 from tests.s3_fixtures import ADMIN
 from tests.s3_wire import (
     CrashError,
+    Wire,
     accepting,
     answer,
     answering,
@@ -152,13 +154,15 @@ def test_every_upload_has_its_sha256_in_a_header_and_no_trailer(
 ) -> None:
     client, requests = sent
     small, large = b"small", bytes(range(256)) * (PART // 256 + 1)
+    (tmp_path / "file").write_bytes(b"file")
     (tmp_path / "large").write_bytes(large)
     place_of_them = Objects(client, "bucket", Storage(), PART)
     content = Content("text/plain", {}, {})
     place_of_them.put("small", small, content)
+    place_of_them.upload("file", tmp_path / "file", content)
     place_of_them.upload("large", tmp_path / "large", content)
-    wanted = {"": small, "partNumber=1": large[:PART], "partNumber=2": large[PART:]}
-    puts = {part_of(each.url): each.headers for each in requests if each.method == "PUT"}
+    wanted = {"small": small, "file": b"file", "partNumber=1": large[:PART], "partNumber=2": large[PART:]}
+    puts = {part_of(each.url) or each.url.rpartition("/")[2]: each.headers for each in requests if each.method == "PUT"}
     assert puts.keys() == wanted.keys()
     for part, data in wanted.items():
         headers = puts[part]
@@ -168,99 +172,135 @@ def test_every_upload_has_its_sha256_in_a_header_and_no_trailer(
 
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 21 * 10**6])
-def test_a_file_of_any_size_is_confirmed_and_no_other(s3: Any, bucket: str, tmp_path: Path, size: int) -> None:
+def test_of_a_file_of_any_size_the_server_states_what_was_sent(s3: Any, bucket: str, tmp_path: Path, size: int) -> None:
     (tmp_path / "file").write_bytes(bytes(size))
-    (tmp_path / "other").write_bytes(bytes(size) + b"1")
     place_of_them = Objects(s3, bucket, Storage(), PART)
-    sha256, other = (sha256_of_file(tmp_path / name) for name in ("file", "other"))
-    assert not place_of_them.confirms("key", tmp_path / "file", sha256)
-    place_of_them.upload("key", tmp_path / "file", Content("text/plain", {}, {}))
-    assert place_of_them.confirms("key", tmp_path / "file", sha256)
-    assert not place_of_them.confirms("key", tmp_path / "file", other)
-    assert not place_of_them.confirms("key", tmp_path / "other", other)
+    sent = place_of_them.upload("key", tmp_path / "file", Content("text/plain", {}, {}))
+    assert (sent.size, sent.sha256) == (size, sha256_of_file(tmp_path / "file"))
+    assert place_of_them.states("key", sent)
+    assert not place_of_them.states("key", replace(sent, size=size + 1))
+    assert not place_of_them.states("key", replace(sent, checksum=checksum_of(b"other")))
+    assert not place_of_them.states("another", sent)
 
 
 @pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
 @pytest.mark.parametrize("read_back", ["checksum", "bytes"])
-def test_a_checksum_that_the_server_states_proves_an_upload_where_that_was_asked_for(
-    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: Literal["checksum", "bytes"]
+def test_the_checksum_that_the_server_states_proves_an_upload_or_its_bytes_do(
+    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: ReadBack
 ) -> None:
     package = make_package(tmp_path, size=size)
     with wired() as (client, wire):
         receipt = place(bucket, client, read_back=read_back).stage(package)
-        gets = wire.requests.count(("GET", f"/{bucket}/{key_of(package, WEIGHT_NAME)}"))
+        gets = gets_of_weights(wire, bucket, package)
+        probes = [path for _, path in wire.requests if "/.probe-" in path]
     assert receipt.read_back == read_back
     # The first looks for leftovers.
     assert gets == {"checksum": 1, "bytes": 2}[read_back]
+    assert len(probes) == {"checksum": 1, "bytes": 0}[read_back]
     assert objects(s3, bucket)[key_of(package, WEIGHT_NAME)] == (tmp_path / WEIGHT_NAME).read_bytes()
+    assert len(objects(s3, bucket)) == len(package.files)
+
+
+def gets_of_weights(wire: Wire, bucket: str, package: Package) -> int:
+    return wire.requests.count(("GET", f"/{bucket}/{key_of(package, WEIGHT_NAME)}"))
 
 
 @pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
-def test_what_no_checksum_confirms_is_read(s3: Any, bucket: str, tmp_path: Path, size: int) -> None:
+def test_what_no_checksum_proves_is_read(s3: Any, bucket: str, tmp_path: Path, size: int) -> None:
     package = make_package(tmp_path, size=size)
     with wired() as (client, wire):
         client.meta.events.register(
             "after-call.s3.HeadObject", lambda parsed, **_: parsed.pop("ChecksumSHA256", None) and None
         )
-        place(bucket, client, read_back="checksum").stage(package)
-        assert wire.requests.count(("GET", f"/{bucket}/{key_of(package, WEIGHT_NAME)}")) == 2
+        assert place(bucket, client).stage(package).read_back == "bytes"
+        assert gets_of_weights(wire, bucket, package) == 2
 
 
 def test_what_somebody_else_left_is_read(s3: Any, bucket: str, tmp_path: Path) -> None:
     package = make_package(tmp_path, size=LARGE)
-    place(bucket, read_back="checksum").stage(package)
+    place(bucket).stage(package)
     key = key_of(package, WEIGHT_NAME)
     damaged = bytearray(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
     damaged[-1] ^= 1
     s3.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
-    place(bucket, read_back="checksum").stage(package)
+    assert place(bucket).stage(package).read_back == "checksum"
     assert objects(s3, bucket)[key] == (tmp_path / WEIGHT_NAME).read_bytes()
+    assert place(bucket).stage(package).read_back == "bytes"
 
 
 @pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
-@pytest.mark.parametrize("changed", ["before", "between", "there"])
-def test_other_bytes_are_never_confirmed(s3: Any, bucket: str, tmp_path: Path, size: int, changed: str) -> None:
+@pytest.mark.parametrize("read_back", ["checksum", "bytes"])
+def test_other_bytes_than_were_sent_are_found_and_removed(
+    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: ReadBack
+) -> None:
     package = make_package(tmp_path, size=size)
-    path, key = tmp_path / WEIGHT_NAME, key_of(package, WEIGHT_NAME)
-    right = path.read_bytes()
+    key, right = key_of(package, WEIGHT_NAME), (tmp_path / WEIGHT_NAME).read_bytes()
     wrong = right[:-1] + bytes([right[-1] ^ 1])
-    if changed != "there":  # what is sent is no longer what the manifest names
-        path.write_bytes(wrong)
     with wired() as (client, wire):
 
         def act(number: int, request: AWSPreparedRequest) -> None:
-            if request.method == "HEAD" and changed == "between":
-                path.write_bytes(right)
-            if request.method == "HEAD" and changed == "there":
+            if wire.writes and request.method in ("GET", "HEAD"):
                 s3.put_object(Bucket=bucket, Key=key, Body=wrong, ChecksumAlgorithm="SHA256")
 
         wire.act = act
-        with pytest.raises(PublishError, match="other bytes than were uploaded"):
-            place(bucket, client, read_back="checksum").stage(package)
+        with pytest.raises(PublishError, match="other bytes than were uploaded") as caught:
+            place(bucket, client, read_back=read_back).stage(package)
+    assert caught.value.transient
+    assert caught.value.remedy
+    assert "\n" not in str(caught.value)
     assert key not in objects(s3, bucket)
 
 
-def test_a_server_that_compares_no_checksums_is_refused_where_they_are_the_proof(s3: Any, bucket: str) -> None:
-    place(bucket, read_back="checksum").check()
-    with wired() as (client, _):
+@pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
+@pytest.mark.parametrize("read_back", ["checksum", "bytes"])
+def test_a_file_that_is_no_longer_what_the_manifest_names_is_not_published(
+    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: ReadBack
+) -> None:
+    package = make_package(tmp_path, size=size)
+    with (tmp_path / WEIGHT_NAME).open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(PublishError, match="no longer what was written") as caught:
+        place(bucket, read_back=read_back).stage(package)
+    assert not caught.value.transient
+    assert key_of(package, WEIGHT_NAME) not in objects(s3, bucket)
+
+
+def test_where_the_server_compares_no_checksums_every_byte_is_read(s3: Any, bucket: str, tmp_path: Path) -> None:
+    package = make_package(tmp_path)
+    with wired() as (client, wire):
         client.meta.events.register(
             "before-call.s3.PutObject",
             lambda params, **_: params["headers"].pop("x-amz-checksum-sha256", None) and None,
         )
-        place(bucket, client).check()
-        with pytest.raises(PublishError, match="do not have the checksum they came with") as caught:
-            place(bucket, client, read_back="checksum").check()
-    assert "ADAPTERLINE_S3_READ_BACK" in caught.value.remedy
+        assert place(bucket, client).stage(package).read_back == "bytes"
+        assert gets_of_weights(wire, bucket, package) == 2
+    assert len(objects(s3, bucket)) == len(package.files)
 
-    def refuse(request: AWSPreparedRequest) -> AWSResponse | None:
-        of_two = text_of(request.headers.get("x-amz-checksum-sha256", "")) == checksum_of(b"2")
-        wrong = of_two and "If-None-Match" not in request.headers
-        return refusal(request, 400, "InvalidRequest") if wrong else None
 
-    with answering(refuse) as client, pytest.raises(PublishError, match="InvalidRequest"):  # that is no comparison
-        place(bucket, client, read_back="checksum").check()
-    assert not caught.value.transient
-    assert objects(s3, bucket) == {}
+@pytest.mark.parametrize(
+    ("status", "code", "read_back"),
+    [
+        (400, "BadDigest", "checksum"),
+        (400, "XAmzContentChecksumMismatch", "checksum"),
+        (400, "InvalidRequest", "bytes"),
+        (403, "AccessDenied", "bytes"),
+        (503, "SlowDown", None),
+    ],
+)
+def test_only_a_refusal_of_a_wrong_checksum_says_that_checksums_are_compared(
+    s3: Any, bucket: str, tmp_path: Path, status: int, code: str, read_back: ReadBack | None
+) -> None:
+    package = make_package(tmp_path)
+    with answering(lambda request: refusal(request, status, code) if "/.probe-" in request.url else None) as client:
+        if read_back:
+            assert place(bucket, client).stage(package).read_back == read_back
+        else:
+            with pytest.raises(PublishError, match=code) as caught:
+                place(bucket, client).stage(package)
+            assert caught.value.transient
 
 
 # --- encryption and class ---------------------------------------------------------------------------------------------
@@ -325,9 +365,9 @@ def test_settings_say_how_objects_are_kept(
 ) -> None:
     monkeypatch.setenv("ADAPTERLINE_S3_SSE", "AES256")
     monkeypatch.setenv("ADAPTERLINE_S3_STORAGE_CLASS", "STANDARD_IA")
-    monkeypatch.setenv("ADAPTERLINE_S3_READ_BACK", "checksum")
+    monkeypatch.setenv("ADAPTERLINE_S3_READ_BACK", "bytes")
     package = make_package(tmp_path)
-    assert open_destination(f"s3://{bucket}/loras", "tiny").stage(package).read_back == "checksum"
+    assert open_destination(f"s3://{bucket}/loras", "tiny").stage(package).read_back == "bytes"
     head = s3.head_object(Bucket=bucket, Key=key_of(package, WEIGHT_NAME))
     assert (head["ServerSideEncryption"], head["StorageClass"]) == ("AES256", "STANDARD_IA")
 

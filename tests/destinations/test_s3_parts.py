@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
+import random
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import pytest
 from botocore import UNSIGNED
 from s3transfer.utils import ReadFileChunk
 
 from adapterline.destinations.s3_objects import MULTIPART_THRESHOLD, Content, Objects, Storage
-from adapterline.s3_parts import _choose
+from adapterline.s3 import CHUNK
+from adapterline.s3_parts import PartSums, _choose, parts_bear
 from tests.s3_wire import accepting, part_of, text_of
 
 PART = 5 << 20  # the smallest that S3 allows
@@ -55,14 +60,14 @@ def test_a_part_is_read_once_before_it_is_sent_and_signed_by_its_checksum(
     file: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"{scheme}://s3.example.com")
-    read, original = [], ReadFileChunk.read
+    read: list[int] = []
 
-    def counted(self: Any, amount: int | None = None) -> bytes:
-        found: bytes = original(self, amount)
-        read.append(len(found))
-        return found
+    class Counted(PartSums):
+        def __init__(self, file: BinaryIO, part: int) -> None:
+            super().__init__(counting(file, read), part)
 
-    monkeypatch.setattr(ReadFileChunk, "read", counted)
+    monkeypatch.setattr("adapterline.destinations.s3_objects.PartSums", Counted)
+    monkeypatch.setattr(ReadFileChunk, "read", lambda *_: pytest.fail("read again before it is sent"))
     parts = parts_of(file)
     assert parts.keys() == BODIES.keys()
     for part, body in BODIES.items():
@@ -70,6 +75,51 @@ def test_a_part_is_read_once_before_it_is_sent_and_signed_by_its_checksum(
         assert text_of(parts[part]["X-Amz-Content-SHA256"]) == hashlib.sha256(body).hexdigest()
         assert ";x-amz-checksum-sha256;x-amz-content-sha256;" in text_of(parts[part]["Authorization"])
     assert sum(read) == len(DATA)
+
+
+def counting(file: BinaryIO, read: list[int]) -> Any:
+    def read_some(amount: int) -> bytes:
+        found = file.read(amount)
+        read.append(len(found))
+        return found
+
+    return SimpleNamespace(read=read_some)
+
+
+def test_digests_of_parts_and_of_the_whole_are_of_one_reading_that_goes_no_further_than_asked() -> None:
+    data = bytes(range(256)) * (3 * CHUNK // 256) + b"end"
+    part, read = 3 * CHUNK // 2, list[int]()
+    sums = PartSums(counting(io.BytesIO(data), read), part)
+    pieces = [data[start : start + part] for start in range(0, len(data), part)]
+    digests = [hashlib.sha256(piece).digest() for piece in pieces]
+    assert len(pieces) == 3
+    assert sums.of(2) == digests[1]
+    assert sum(read) == 2 * part
+    assert (sums.of(1), sums.of(3)) == (digests[0], digests[2])
+    assert sum(read) == len(data)
+    assert sums.whole() == hashlib.sha256(data).hexdigest()
+    assert sums.composite() == f"{checksum(b''.join(digests))}-3"
+
+
+def test_parts_that_threads_ask_for_in_any_order_are_summed_in_theirs() -> None:
+    data = random.Random(1).randbytes(40 * CHUNK)
+    sums = PartSums(io.BytesIO(data), CHUNK)
+    numbers = random.Random(2).sample(range(1, 41), 40)
+    with ThreadPoolExecutor(8) as threads:
+        found = dict(zip(numbers, threads.map(sums.of, numbers), strict=True))
+    assert found == {n: hashlib.sha256(data[(n - 1) * CHUNK : n * CHUNK]).digest() for n in numbers}
+    assert sums.whole() == hashlib.sha256(data).hexdigest()
+
+
+def test_only_the_parts_of_that_upload_bear_its_checksums(file: Path) -> None:
+    with accepting() as (client, requests), file.open("rb") as opened:
+        sums = PartSums(opened, PART)
+        with parts_bear(sums, client, "large"):
+            client.upload_part(Bucket="bucket", Key="other", UploadId="1", PartNumber=1, Body=b"1")
+            client.upload_part(Bucket="bucket", Key="large", UploadId="1", PartNumber=1, Body=DATA[:PART])
+        client.upload_part(Bucket="bucket", Key="large", UploadId="1", PartNumber=2, Body=b"2")
+    borne = [text_of(each.headers.get("x-amz-checksum-sha256", "")) for each in requests]
+    assert borne == ["", checksum(DATA[:PART]), ""]
 
 
 def test_a_part_is_signed_as_botocore_signs_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,12 +57,12 @@ def run(suite: Suite, points: int) -> None:
         for same in (True, False):
             suite.together(kind, same=same)
     suite.kill("s3", points, large=True)
-    stated = replace(suite, read_back="checksum")
-    stated.kill("s3", points)
-    stated.kill("s3", points, large=True)
+    reading = replace(suite, read_back="bytes")
+    reading.kill("s3", points)
+    reading.kill("s3", points, large=True)
     for trouble in Trouble:
         suite.trouble_in_s3(trouble, max(points // 4, 1))
-        stated.trouble_in_s3(trouble, max(points // 4, 1))
+        reading.trouble_in_s3(trouble, max(points // 4, 1))
     for name, fault in list(HUB_FAULTS.items())[:points]:
         suite.trouble_at_the_hub(fault, name)
 

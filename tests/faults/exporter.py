@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from adapterline.destinations.base import Destination
 from adapterline.errors import AdapterlineError
-from adapterline.values import Order
+from adapterline.values import Order, ReadBack
 
 Moment = Literal["before", "after", "half"]
 
@@ -37,7 +37,7 @@ class Job:
     day: int = 1
     multipart: int = 0
     """Bytes of a part, where files go to S3 in several; 0: they go in one."""
-    read_back: Literal["bytes", "checksum"] = "bytes"
+    read_back: ReadBack = "checksum"
     """What proves an upload to S3."""
     environment: Mapping[str, str] | None = None
 

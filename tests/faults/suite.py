@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any
 
+from adapterline.values import ReadBack
 from tests.faults import exporter
 from tests.faults.exporter import Death, Job, Moment, Outcome
 from tests.faults.places import NAME, Place, Places, State, poll
@@ -109,7 +110,7 @@ class Suite:
     draw: random.Random
     tally: Tally = field(default_factory=Tally)
     say: Callable[[str], None] = print
-    read_back: Literal["bytes", "checksum"] = "bytes"
+    read_back: ReadBack = "checksum"
 
     # --- killed -------------------------------------------------------------------------------------------------------
 
@@ -254,8 +255,8 @@ class Suite:
         self.tally.collected += 1
 
     def _count(self, what: str) -> None:
-        if self.read_back == "checksum":
-            what = f"{what} (proven by checksums)"
+        if self.read_back == "bytes":
+            what = f"{what} (every byte read back)"
         self.tally.faults += 1
         self.tally.by_kind[what.partition(":")[0]] += 1
         self.say(f"  {self.tally.faults:3} {what}")
