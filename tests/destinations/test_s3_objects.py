@@ -230,8 +230,9 @@ def test_what_somebody_else_left_is_read(s3: Any, bucket: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])
 @pytest.mark.parametrize("read_back", ["checksum", "bytes"])
-def test_other_bytes_than_were_sent_are_found_and_removed(
-    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: ReadBack
+@pytest.mark.parametrize("published", [False, True], ids=["", "published"])
+def test_other_bytes_than_were_sent_are_found_and_removed_unless_they_are_published(
+    s3: Any, bucket: str, tmp_path: Path, size: int, read_back: ReadBack, published: bool
 ) -> None:
     package = make_package(tmp_path, size=size)
     key, right = key_of(package, WEIGHT_NAME), (tmp_path / WEIGHT_NAME).read_bytes()
@@ -241,6 +242,8 @@ def test_other_bytes_than_were_sent_are_found_and_removed(
         def act(number: int, request: AWSPreparedRequest) -> None:
             if wire.writes and request.method in ("GET", "HEAD"):
                 s3.put_object(Bucket=bucket, Key=key, Body=wrong, ChecksumAlgorithm="SHA256")
+                if published:
+                    s3.put_object(Bucket=bucket, Key=key_of(package, "manifest.json"), Body=package.manifest_bytes)
 
         wire.act = act
         with pytest.raises(PublishError, match="other bytes than were uploaded") as caught:
@@ -248,7 +251,7 @@ def test_other_bytes_than_were_sent_are_found_and_removed(
     assert caught.value.transient
     assert caught.value.remedy
     assert "\n" not in str(caught.value)
-    assert key not in objects(s3, bucket)
+    assert (key in objects(s3, bucket)) == published
 
 
 @pytest.mark.parametrize("size", [64, LARGE], ids=["one-put", "multipart"])

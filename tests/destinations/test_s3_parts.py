@@ -164,3 +164,12 @@ def test_a_file_is_divided_so_that_each_of_four_connections_sends_equally_many_p
     last = sizes.pop(f"partNumber={count}")
     assert {*sizes.values()} == {max(sizes.values())}
     assert last <= max(sizes.values()) <= MULTIPART_THRESHOLD
+
+
+def test_no_file_has_more_parts_than_s3_takes() -> None:
+    with accepting() as (client, _):
+        place_of_them = Objects(client, "bucket", Storage(), PART)
+    for size in (10_000 * PART - 1, 10_000 * PART + 1, 10**12):
+        part = place_of_them._part_size(size)
+        assert -(-size // part) <= 10_000
+        assert part <= 5 << 30
