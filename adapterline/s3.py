@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from adapterline.errors import AdapterlineError, PublishError, UsageError
 
 if TYPE_CHECKING:
+    from botocore.loaders import JSONFileLoader
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
@@ -49,6 +51,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
 def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     """A client as boto3's own configuration says, that gives up in bounded time; `kind` if that is broken."""
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     from adapterline.s3_parts import sign_by_checksum
@@ -63,9 +66,21 @@ def make_client(kind: type[AdapterlineError] = PublishError) -> S3Client:
     )
     with s3_errors("Reading the AWS configuration", kind):
         # A session of its own: the default session is not safe to use from several threads.
-        client = boto3.session.Session().client("s3", config=config)
+        session = botocore.session.get_session()
+        session.get_component("data_loader").file_loader = _descriptions()
+        client = boto3.session.Session(botocore_session=session).client("s3", config=config)
     sign_by_checksum(client)
     return client
+
+
+@cache
+def _descriptions() -> JSONFileLoader:
+    """Of services and endpoints: megabytes of JSON in botocore's package, which each session would parse anew."""
+    from botocore.loaders import JSONFileLoader
+
+    files = JSONFileLoader()
+    files.load_file = cache(files.load_file)  # type: ignore[method-assign]
+    return files
 
 
 def checksum_of(data: bytes) -> str:

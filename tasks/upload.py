@@ -1,4 +1,4 @@
-"""upload: a package lies at a destination, read back, and nobody sees it."""
+"""upload: a package lies at a destination, proven, and nobody sees it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from tasks.policy import IN_PROCESS, TAGS, say
 def upload(package: Package, destination: str) -> Receipt:
     """See `Destination.stage`."""
     receipt = open_destination(destination, package.name).stage(package)
-    state = "already published" if receipt.published else "staged and read back"
-    say(f"upload: {state} at {receipt.location}")
+    state = "already published" if receipt.published else "staged"
+    say(f"upload: {state} at {receipt.location}, proven by its {receipt.read_back}")
     return receipt

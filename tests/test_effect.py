@@ -104,7 +104,13 @@ def test_pipeline_computes_what_peft_computes(
 
 
 @pytest.mark.parametrize(
-    ("family", "variant"), [("sd15", "alpha"), ("sd15", "dora"), ("sd15", "patterns"), ("sdxl", "dora")]
+    ("family", "variant"),
+    [
+        ("sd15", "alpha"),
+        ("sd15", "dora"),
+        ("sd15", "patterns"),
+        pytest.param("sdxl", "dora", marks=pytest.mark.slow),
+    ],
 )
 def test_pipeline_computes_what_peft_computes_with_convolutions(
     base: BaseOf, pipeline_of: Callable[[str], Any], tmp_path: Path, family: str, variant: str

@@ -7,6 +7,8 @@ Arguments, working folder, environment, stdin, stdout and stderr are those of th
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -21,6 +23,25 @@ from pathlib import Path
 from typing import Any
 
 _PATIENCE = 120  # seconds
+#: What exports, validations and the scripts of the pages import.
+_IMPORTED = (
+    "adapterline.api",
+    "adapterline.cli",
+    "adapterline.destinations.folder",
+    "adapterline.lineage.openlineage",
+    "adapterline.package.siblings",
+    "adapterline.package.verification",
+    "adapterline.validation",
+    "alembic.command",
+    "boto3",
+    "diffusers.modular_pipelines",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "fastapi",
+    "flows.export",
+    "graphviz",
+    "peft",
+    "safetensors.torch",
+)
 _CLIENT = """#!{python} -IS
 import json, os, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,17 +80,9 @@ def commands(folder: Path, environment: dict[str, str]) -> Iterator[Path]:
 
 
 def _serve(address: str) -> None:
-    import boto3  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
-    from peft import PeftModel  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
-
-    import adapterline.api
-    import adapterline.cli
-    import adapterline.validation  # noqa: F401
-    import flows.export  # noqa: F401
-
+    for module in _IMPORTED:
+        importlib.import_module(module)
+    gc.freeze()  # no child looks for garbage in it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(address)

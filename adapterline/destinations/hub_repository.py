@@ -168,7 +168,10 @@ class Repository:
         self.api.delete_tag(self.repo_id, tag=tag)
 
     def change(self, branch: str, parent: Commit, operations: Sequence[Any], message: str) -> str:
-        """One commit on a branch, whose head must still be `parent`; gives its id."""
+        """One commit on a branch, whose head must still be `parent`; gives its id.
+
+        If all of it is there already, huggingface_hub makes no commit and looks at no parent; the id is the head's.
+        """
         done = self.api.create_commit(
             self.repo_id, operations, commit_message=message, revision=branch, parent_commit=parent.oid
         )

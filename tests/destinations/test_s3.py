@@ -69,6 +69,15 @@ def assert_one_paragraph(error: PublishError) -> None:
 # --- staging and releasing --------------------------------------------------------------------------------------------
 
 
+def test_clients_after_the_first_parse_nothing_that_botocore_says_of_services(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("botocore.loaders.json", None)
+    again = make_client()
+    assert again.list_buckets()["Owner"] == s3.list_buckets()["Owner"]
+    again.close()
+
+
 def test_nothing_is_visible_until_release(s3: Any, bucket: str, tmp_path: Path) -> None:
     package = make_package(tmp_path)
     destination = place(bucket)

@@ -71,8 +71,8 @@ COMPONENTS: dict[tuple[str, str], list[str]] = {
     ("flux", "transformer"): UNET,
     ("flux", "text_encoder"): CLIP,
 }
-#: UNets are large; a variant that is tried with a convolution is not tried without.
-SLOW = {("sdxl", "unet", variant) for variant in VARIANTS if variant != "dora"} | {
+#: UNets are large, SDXL's above all; a variant that is tried with a convolution is not tried without.
+SLOW = {("sdxl", "unet", variant) for variant in VARIANTS} | {
     ("sd15", "unet", variant) for variant in ("alpha", "rslora")
 }
 CASES_OF_EFFECT = [
