@@ -86,10 +86,16 @@ def steps(record: LineageRecord) -> set[str]:
 
 
 def test_publishes_the_same_bytes_to_a_folder_and_to_s3(
-    export: Callable[..., LineageRecord], tmp_path: Path, s3: S3Client, bucket: str
+    export: Callable[..., LineageRecord], tmp_path: Path, s3: S3Client, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("tasks.upload.say", said.append)
     record = export(tmp_path / "out", f"s3://{bucket}/loras")
     assert record.outcome == "exported"
+    assert sorted(said) == [
+        f"upload: staged at {receipt.location}, proven by its {proof}"
+        for proof, receipt in zip(("bytes", "checksum"), (each.receipt for each in record.publications), strict=True)
+    ]
     in_folder, in_s3 = tree(tmp_path / "out"), objects(s3, bucket)
     assert {f"loras/{key}": value for key, value in in_folder.items()} == in_s3
     sha12 = record.manifest.digest[:12] if record.manifest else ""
